@@ -1,0 +1,83 @@
+"""Settings: the only reader of the environment. Every variable is `AGENTMEM_` plus the field's name.
+
+`docs/settings.md` lists them all, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# A Unix socket's path must fit in sockaddr_un (108 bytes with the final NUL, unix(7)).
+UNIX_PATH_BYTES_MAX = 107
+
+
+class Settings(BaseSettings):
+    """One frozen object, read once at start and handed to the composition root."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENTMEM_", frozen=True, extra="ignore")
+
+    data_dir: Path = Field(Path(".agentmem"), description="Where everything durable lives.")
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(8700, ge=0, le=65535, description="Port that the gateway listens on.")
+    database_url: str = Field("", description="Catalog URL; empty means SQLite in the data directory.")
+    model: str = Field("", description="Path of a Hugging Face model directory; empty: SmolLM2-135M.")
+    model_name: str = Field("", description="Name that the API shows; empty: the directory's name.")
+    engine: Literal["sglang", "fake"] = Field("sglang", description="What computes.")
+
+    page_tokens: int = Field(64, ge=1, le=1024, description="Tokens per page (SGLang's page size).")
+    context_tokens: int = Field(0, ge=0, description="Context window; 0: what the model has.")
+    hbm_tokens: int = Field(0, ge=0, description="Tokens that the engine's KV pool holds; 0: automatic.")
+    host_pool_ratio: float = Field(2.0, ge=1.0, description="HiCache host pool over the HBM pool.")
+    engine_start_seconds_max: float = Field(900.0, description="Longest that an engine may take to start.")
+    canary_interval_seconds: float = Field(30.0, description="Between two canaries of an idle worker.")
+
+    dram_bytes: int = Field(2 << 30, ge=0, description="Budget of the dram tier (shared memory).")
+    disk_bytes: int = Field(20 << 30, ge=0, description="Budget of the disk tier.")
+
+    request_bytes_max: int = Field(10 << 20, description="Largest request body accepted.")
+    turn_seconds_max: float = Field(600.0, description="Longest that a turn may run.")
+    turn_tokens_default: int = Field(256, ge=1, description="max_tokens where the caller sets none.")
+    hibernate_seconds_max: float = Field(60.0, description="Deadline of hibernate.")
+    lease_seconds: float = Field(15.0, gt=0, description="Term of a session's lease; renewed at a third.")
+    kv_retention_seconds: int = Field(43_200, ge=0, description="How long a session's pages are claimed.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+
+    @property
+    def catalog_url(self) -> str:
+        """SQLAlchemy URL of the catalog."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'catalog.db'}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets and pid files. Below the data directory unless that path is too long for a socket."""
+        wanted = self.data_dir.absolute() / "run"
+        if len(str(wanted / "node.sock").encode()) <= UNIX_PATH_BYTES_MAX:
+            return wanted
+        digest = hashlib.sha256(str(wanted).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"agentmem-{digest}"
+
+    @property
+    def node_socket(self) -> Path:
+        """The node agent's Unix socket."""
+        return self.run_dir / "node.sock"
+
+    @property
+    def node_dir(self) -> Path:
+        """Packs and index of the disk tier."""
+        return self.data_dir.absolute() / "node"
+
+    @property
+    def secrets_dir(self) -> Path:
+        """Root secret files, mode 0600."""
+        return self.data_dir.absolute() / "secrets"
+
+    @property
+    def models_dir(self) -> Path:
+        """Converted models."""
+        return self.data_dir.absolute() / "models"

@@ -1,0 +1,151 @@
+"""The tree of agentmem's errors. No HTTP here: `api.errors` maps them to statuses.
+
+    AgentmemError
+    ├── InvalidRequest          the caller sent something that cannot be done
+    │   ├── ContextOverflow     more tokens than the model's window takes
+    │   └── ModelNotFound
+    ├── AuthenticationFailed
+    ├── NotFound                no such thing, or not this tenant's
+    ├── SessionBusy             another turn holds the session's lease
+    ├── TurnConflict            `expected_turn` does not fit the log
+    ├── LeaseLost               a lease was fenced off by a newer generation
+    ├── WorkerUnavailable       no worker is ready
+    │   └── EngineFailed        the worker died or answered with an error mid-turn
+    ├── NotDurable              pages were missing when the deadline came
+    ├── NodeUnavailable         the node agent did not answer in time
+    │   └── ProtocolError       peer speaks another version, or sent a malformed frame
+    ├── PageCorrupt             a stored page failed its checks
+    ├── ModelUnsupported        a model whose KV cannot be kept (SWA, Mamba, MLA, ...)
+    └── ConfigurationInvalid    a setting or file that cannot be used
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+class AgentmemError(Exception):
+    """Base of all errors that agentmem raises on purpose. `hint` says what to do about it."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidRequest(AgentmemError):
+    """The request cannot be carried out as sent; `param` names the field at fault."""
+
+    def __init__(self, message: str, *, param: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+
+
+class ContextOverflow(InvalidRequest):
+    """More tokens than the model's window takes."""
+
+    def __init__(self, *, tokens: int, limit: int, param: str = "messages") -> None:
+        super().__init__(
+            f"The conversation and max_tokens need {tokens} tokens; the model takes {limit}.",
+            param=param,
+            hint="Shorten the messages, lower max_tokens, or start a new session.",
+        )
+        self.tokens = tokens
+        self.limit = limit
+
+
+class ModelNotFound(InvalidRequest):
+    """No worker serves this model."""
+
+    def __init__(self, model: str, *, known: tuple[str, ...] = ()) -> None:
+        names = ", ".join(known) or "none yet"
+        super().__init__(f"Model {model!r} is not served here. Served: {names}.", param="model")
+        self.model = model
+
+
+class AuthenticationFailed(AgentmemError):
+    """The API key is missing, malformed, unknown or revoked."""
+
+
+class NotFound(AgentmemError):
+    """No such object for this tenant (whether another tenant has one is not told)."""
+
+    def __init__(self, kind: str, object_id: str) -> None:
+        super().__init__(f"No {kind} with id {object_id!r}.")
+        self.kind = kind
+        self.object_id = object_id
+
+
+class SessionBusy(AgentmemError):
+    """Another turn or operation holds the session's lease."""
+
+    def __init__(self, session_id: str, *, retry_after_seconds: float) -> None:
+        super().__init__(f"Session {session_id!r} is running another turn; try again shortly.")
+        self.session_id = session_id
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TurnConflict(AgentmemError):
+    """`expected_turn` does not fit the session's log."""
+
+    def __init__(self, message: str, *, turns: int) -> None:
+        super().__init__(message)
+        self.turns = turns
+
+
+class LeaseLost(AgentmemError):
+    """The lease expired and a newer generation took over; nothing of this turn was written."""
+
+
+class WorkerUnavailable(AgentmemError):
+    """No worker is ready to run the turn."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EngineFailed(WorkerUnavailable):
+    """The worker died or answered with an error while the turn ran; the log is where it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class MissingPages:
+    """Which pages of a log are not durable: `indexes` counts pages from 0."""
+
+    expected: int
+    indexes: tuple[int, ...] = field(default=())
+
+
+class NotDurable(AgentmemError):
+    """Pages were still missing when the deadline came."""
+
+    def __init__(self, missing: MissingPages, *, deadline_seconds: float) -> None:
+        shown = ", ".join(str(i) for i in missing.indexes[:20])
+        more = "" if len(missing.indexes) <= 20 else f" and {len(missing.indexes) - 20} more"
+        super().__init__(
+            f"{len(missing.indexes)} of {missing.expected} pages are not durable after "
+            f"{deadline_seconds:g} s: page {shown}{more}.",
+            hint="Call hibernate again; pages that the engine dropped are made by the next turn.",
+        )
+        self.missing = missing
+
+
+class NodeUnavailable(AgentmemError):
+    """The node agent did not answer within the deadline."""
+
+
+class ProtocolError(NodeUnavailable):
+    """The peer speaks another protocol version or sent a malformed frame."""
+
+
+class PageCorrupt(AgentmemError):
+    """A stored page failed its length, key, fingerprint or checksum check."""
+
+
+class ModelUnsupported(AgentmemError):
+    """The model's KV cache cannot be kept; the message says why."""
+
+
+class ConfigurationInvalid(AgentmemError):
+    """A setting, file or secret cannot be used; the message says which and what would be right."""
