@@ -1,0 +1,18 @@
+"""Alembic's environment: runs on the connection that `catalog.database` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from agentmem.catalog.tables import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=metadata,
+    render_as_batch=connection.dialect.name == "sqlite",
+    compare_type=True,
+    # The caller's transaction is the migration's: versions and changes commit together.
+    transaction_per_migration=False,
+)
+context.run_migrations()

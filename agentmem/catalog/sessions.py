@@ -1,0 +1,154 @@
+"""Sessions: one row per conversation, pointing at the end of its chain of turns."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from agentmem.catalog import tables
+from agentmem.catalog.ids import now_us
+from agentmem.catalog.records import Session, Turn, Worker
+from agentmem.core import SessionId, TenantId, TurnId
+from agentmem.errors import InvalidRequest, NotFound
+
+
+class Sessions:
+    """Statements on `sessions`; see `database.Transaction`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def create(self, session: Session) -> None:
+        """Writes a session's row and its (free) lease."""
+        values = asdict(session)
+        values["metadata"] = dict(session.metadata)
+        await self._connection.execute(insert(tables.sessions).values(**values))
+        await self._connection.execute(
+            insert(tables.leases).values(
+                session_id=session.id, owner=None, generation=0, expires_at=0
+            )
+        )
+
+    async def get(self, tenant_id: TenantId, session_id: str) -> Session:
+        """Raises NotFound for unknown ids and those of other tenants alike."""
+        table = tables.sessions
+        row = (
+            await self._connection.execute(
+                select(table).where(table.c.id == session_id, table.c.tenant_id == tenant_id)
+            )
+        ).first()
+        if row is None:
+            raise NotFound("session", session_id)
+        return _session(row)
+
+    async def list(
+        self, tenant_id: TenantId, *, after: str | None, limit: int, descending: bool = True
+    ) -> list[Session]:
+        """Up to `limit` sessions by creation, from after the session `after` on.
+
+        Raises InvalidRequest when `after` is no session of this tenant.
+        """
+        table = tables.sessions
+        query = select(table).where(table.c.tenant_id == tenant_id)
+        order = tuple_(table.c.created_at, table.c.id)
+        if after is not None:
+            try:
+                mark = await self.get(tenant_id, after)
+            except NotFound as error:
+                raise InvalidRequest(
+                    f"No session with id {after!r} to go on after.", param="after"
+                ) from error
+            position = tuple_(mark.created_at, mark.id)
+            query = query.where(order < position if descending else order > position)
+        if descending:
+            query = query.order_by(table.c.created_at.desc(), table.c.id.desc())
+        else:
+            query = query.order_by(table.c.created_at, table.c.id)
+        return [_session(row) for row in await self._connection.execute(query.limit(limit))]
+
+    async def advance(self, session: Session, turn: Turn, worker: Worker) -> bool:
+        """Makes `turn` the head, if the head is still the one that `session` has; else False.
+
+        The durable position is cut back to what the turn kept of the log, and to 0 when the
+        turn ran under another fingerprint: the pages below that position are other pages.
+        """
+        table = tables.sessions
+        digest = worker.fingerprint.digest.hex()
+        same_pages = (session.fingerprint, session.page_tokens) == (digest, worker.page_tokens)
+        durable = min(session.durable_position, turn.keep) if same_pages else 0
+        durable -= durable % worker.page_tokens
+        result = await self._connection.execute(
+            update(table)
+            .where(
+                table.c.id == session.id,
+                table.c.tenant_id == session.tenant_id,
+                table.c.head_turn_id.is_(None)
+                if session.head_turn_id is None
+                else table.c.head_turn_id == session.head_turn_id,
+            )
+            .values(
+                head_turn_id=turn.id,
+                turns=turn.number,
+                tokens=turn.log_tokens,
+                durable_position=durable,
+                rebases=table.c.rebases + int(turn.rebased),
+                state="active",
+                worker_id=worker.id,
+                worker_generation=worker.generation,
+                fingerprint=digest,
+                page_tokens=worker.page_tokens,
+                updated_at=now_us(),
+            )
+        )
+        return result.rowcount == 1
+
+    async def set_durable(
+        self, tenant_id: TenantId, session_id: SessionId, head: TurnId, *, position: int
+    ) -> bool:
+        """Records the durable position (tokens) of the log that ends with the turn `head`."""
+        table = tables.sessions
+        result = await self._connection.execute(
+            update(table)
+            .where(
+                table.c.id == session_id,
+                table.c.tenant_id == tenant_id,
+                table.c.head_turn_id == head,
+            )
+            .values(durable_position=position)
+        )
+        return result.rowcount == 1
+
+    async def set_state(
+        self, tenant_id: TenantId, session_id: SessionId, state: str, *, worker: Worker | None
+    ) -> None:
+        """Changes the state ("active" or "hibernated") and, where given, the last worker."""
+        table = tables.sessions
+        values: dict[str, Any] = {"state": state, "updated_at": now_us()}
+        if worker is not None:
+            values |= {
+                "worker_id": worker.id,
+                "worker_generation": worker.generation,
+                "fingerprint": worker.fingerprint.digest.hex(),
+                "page_tokens": worker.page_tokens,
+            }
+        await self._connection.execute(
+            update(table)
+            .where(table.c.id == session_id, table.c.tenant_id == tenant_id)
+            .values(**values)
+        )
+
+    async def delete(self, tenant_id: TenantId, session_id: str) -> None:
+        """Deletes the row and its lease; the turns are `Turns.prune`'s. Raises NotFound."""
+        table = tables.sessions
+        result = await self._connection.execute(
+            delete(table).where(table.c.id == session_id, table.c.tenant_id == tenant_id)
+        )
+        if result.rowcount == 0:
+            raise NotFound("session", session_id)
+
+
+def _session(row: Row[Any]) -> Session:
+    return Session(**row._mapping)

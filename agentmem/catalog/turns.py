@@ -1,0 +1,157 @@
+"""Turns: an immutable, persistent chain. A log is read by walking the parents of its head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import CTE, Row, delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from agentmem.catalog import tables
+from agentmem.catalog.blobs import pack_floats, pack_tokens, unpack_floats, unpack_tokens
+from agentmem.catalog.records import Turn
+from agentmem.core import TenantId, TurnId
+
+# SQLite takes 32,766 parameters per statement; smaller chunks keep statements cheap to parse.
+_IDS_PER_STATEMENT = 500
+
+
+class Turns:
+    """Statements on `turns`; see `database.Transaction`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def insert(self, turn: Turn) -> None:
+        """Writes one turn; turns never change."""
+        await self._connection.execute(
+            insert(tables.turns).values(
+                id=turn.id,
+                tenant_id=turn.tenant_id,
+                session_id=turn.session_id,
+                parent_turn_id=turn.parent_turn_id,
+                number=turn.number,
+                keep=turn.keep,
+                tokens=pack_tokens(turn.tokens),
+                prompt_tokens=turn.prompt_tokens,
+                log_tokens=turn.log_tokens,
+                rebased=int(turn.rebased),
+                messages=turn.messages,
+                reply=turn.reply,
+                finish_reason=turn.finish_reason,
+                sampling=dict(turn.sampling),
+                usage=dict(turn.usage),
+                logprobs=None if turn.logprobs is None else pack_floats(turn.logprobs),
+                body_hash=turn.body_hash,
+                created_at=turn.created_at,
+            )
+        )
+
+    async def chain(self, tenant_id: TenantId, head: TurnId) -> list[Turn]:
+        """All turns from the first one to `head`; empty when `head` is not the tenant's."""
+        chain = _chain(tenant_id, head)
+        table = tables.turns
+        rows = await self._connection.execute(
+            select(table).join(chain, chain.c.id == table.c.id).order_by(table.c.number)
+        )
+        return [_turn(row) for row in rows]
+
+    async def numbered(self, tenant_id: TenantId, head: TurnId, number: int) -> Turn | None:
+        """The turn `number` (from 1) on the way to `head`."""
+        chain = _chain(tenant_id, head)
+        table = tables.turns
+        row = (
+            await self._connection.execute(
+                select(table).join(chain, chain.c.id == table.c.id).where(table.c.number == number)
+            )
+        ).first()
+        return None if row is None else _turn(row)
+
+    async def page(
+        self,
+        tenant_id: TenantId,
+        head: TurnId,
+        *,
+        after: int | None,
+        limit: int,
+        descending: bool = False,
+    ) -> list[Turn]:
+        """Up to `limit` turns of the chain, from after number `after` on."""
+        chain = _chain(tenant_id, head)
+        table = tables.turns
+        query = select(table).join(chain, chain.c.id == table.c.id)
+        if after is not None:
+            query = query.where(table.c.number < after if descending else table.c.number > after)
+        query = query.order_by(table.c.number.desc() if descending else table.c.number)
+        return [_turn(row) for row in await self._connection.execute(query.limit(limit))]
+
+    async def prune(self, tenant_id: TenantId, head: TurnId) -> int:
+        """Deletes the turns from `head` back to where another session's chain goes through.
+
+        Called after the row of the session that had this head is gone; returns how many.
+        """
+        chain = _chain(tenant_id, head)
+        child, session = tables.turns.alias("child"), tables.sessions
+        children = (
+            select(func.count())
+            .select_from(child)
+            .where(child.c.parent_turn_id == chain.c.id)
+            .scalar_subquery()
+        )
+        heads = (
+            select(func.count())
+            .select_from(session)
+            .where(session.c.head_turn_id == chain.c.id)
+            .scalar_subquery()
+        )
+        rows = await self._connection.execute(
+            select(chain.c.id, children.label("children"), heads.label("heads")).order_by(
+                chain.c.number.desc()
+            )
+        )
+        unreachable: list[str] = []
+        for row in rows:
+            # The child on this very chain, already listed, is the one that does not count.
+            if row.heads or row.children > (1 if unreachable else 0):
+                break
+            unreachable.append(row.id)
+        # Children first, so that no statement leaves a turn without its parent.
+        for start in range(0, len(unreachable), _IDS_PER_STATEMENT):
+            ids = unreachable[start : start + _IDS_PER_STATEMENT]
+            await self._connection.execute(
+                delete(tables.turns).where(
+                    tables.turns.c.id.in_(ids), tables.turns.c.tenant_id == tenant_id
+                )
+            )
+        return len(unreachable)
+
+    async def count(self, tenant_id: TenantId) -> int:
+        """How many turns a tenant has."""
+        query = (
+            select(func.count())
+            .select_from(tables.turns)
+            .where(tables.turns.c.tenant_id == tenant_id)
+        )
+        return int((await self._connection.execute(query)).scalar_one())
+
+
+def _chain(tenant_id: TenantId, head: TurnId) -> CTE:
+    table = tables.turns
+    columns = (table.c.id, table.c.parent_turn_id, table.c.number)
+    chain = (
+        select(*columns)
+        .where(table.c.id == head, table.c.tenant_id == tenant_id)
+        .cte("chain", recursive=True)
+    )
+    return chain.union_all(
+        select(*columns).where(table.c.id == chain.c.parent_turn_id, table.c.tenant_id == tenant_id)
+    )
+
+
+def _turn(row: Row[Any]) -> Turn:
+    fields = dict(row._mapping)
+    fields["tokens"] = unpack_tokens(fields["tokens"])
+    fields["rebased"] = bool(fields["rebased"])
+    if fields["logprobs"] is not None:
+        fields["logprobs"] = unpack_floats(fields["logprobs"])
+    return Turn(**fields)
