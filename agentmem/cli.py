@@ -1,0 +1,120 @@
+"""The command line. Each command reads settings, calls one function, and prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from agentmem import __version__
+from agentmem.config import Settings
+from agentmem.errors import AgentmemError
+from agentmem.lifeline import die_with_parent
+
+cli = App(name="agentmem", version=__version__, help="A stateful runtime for agent sessions.")
+tenant = App(name="tenant", help="Paying customers.")
+key = App(name="key", help="API keys of a tenant.")
+cli.command(tenant)
+cli.command(key)
+
+_PARENT_VARIABLE = "AGENTMEM_PARENT_PID"
+
+
+DataDir = Annotated[Path | None, Parameter(help="Where everything durable lives.")]
+Model = Annotated[Path | None, Parameter(help="Hugging Face model directory.")]
+
+
+def _settings(**given: Any) -> Settings:
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+@cli.command
+def serve(
+    *,
+    data_dir: DataDir = None,
+    model: Model = None,
+    host: str | None = None,
+    port: int | None = None,
+    engine: str | None = None,
+) -> int:
+    """Run gateway, node agent and one SGLang worker on this machine. Ctrl-C stops all, cleanly."""
+    from agentmem.serve import run_serve
+
+    return run_serve(_settings(data_dir=data_dir, model=_path(model), host=host, port=port, engine=engine))
+
+
+@cli.command
+def gateway(*, data_dir: DataDir = None, host: str | None = None, port: int | None = None) -> None:
+    """Run a gateway: the API."""
+    from agentmem.app import run_gateway
+
+    run_gateway(_settings(data_dir=data_dir, host=host, port=port))
+
+
+@cli.command
+def worker(*, data_dir: DataDir = None, model: Model = None) -> None:
+    """Run a worker: one SGLang server, watched and restarted."""
+    from agentmem.worker import run_worker
+
+    run_worker(_settings(data_dir=data_dir, model=_path(model)))
+
+
+@cli.command
+def node(*, data_dir: DataDir = None) -> None:
+    """Run the node agent: owner of all pages below the GPU on this host."""
+    from agentmem.node.server import run_node
+
+    run_node(_settings(data_dir=data_dir))
+
+
+@cli.command
+def migrate(*, data_dir: DataDir = None) -> None:
+    """Bring the catalog's schema to this version."""
+    from agentmem.app import migrate_catalog
+
+    print(f"catalog schema: {migrate_catalog(_settings(data_dir=data_dir))}")
+
+
+@tenant.command(name="create")
+def tenant_create(name: str, /, *, data_dir: DataDir = None) -> None:
+    """Create a tenant and print its id."""
+    from agentmem.app import create_tenant
+
+    print(create_tenant(_settings(data_dir=data_dir), name))
+
+
+@key.command(name="create")
+def key_create(tenant: str, /, *, data_dir: DataDir = None) -> None:
+    """Create an API key of a tenant (its name or id). The key is shown this once."""
+    from agentmem.app import create_key
+
+    print(create_key(_settings(data_dir=data_dir), tenant))
+
+
+@cli.command
+def demo(*, json: bool = False, model: Model = None, keep: bool = False) -> int:
+    """Prove it: hibernate, kill -9 everything, resume bit-exact, fork, corrupt, delete."""
+    from agentmem.demo.run import run_demo
+
+    return run_demo(as_json=json, model=_path(model), keep=keep)
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
+
+
+def main() -> None:
+    """Entry point. Errors of agentmem print as a sentence and exit with 1."""
+    parent = os.environ.pop(_PARENT_VARIABLE, None)
+    if parent is not None:
+        die_with_parent(int(parent))
+    try:
+        code = cli()
+    except AgentmemError as error:
+        hint = f"\n{error.hint}" if error.hint else ""
+        print(f"agentmem: {error.message}{hint}", file=sys.stderr)
+        raise SystemExit(1) from error
+    raise SystemExit(code if isinstance(code, int) else 0)

@@ -1,0 +1,9 @@
+"""Stand-in for `torchvision.transforms.functional`."""
+
+from torchvision._missing import missing_from
+
+from ._modes import InterpolationMode
+
+__all__ = ["InterpolationMode"]
+
+__getattr__ = missing_from("torchvision.transforms.functional")

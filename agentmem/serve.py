@@ -1,0 +1,184 @@
+"""`agentmem serve`: node agent, worker and gateway as three processes under one, on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+from agentmem.app import ensure_first_key
+from agentmem.config import Settings
+
+PARENT_VARIABLE = "AGENTMEM_PARENT_PID"
+
+_POLL_SECONDS = 0.2
+_PROGRESS_SECONDS = 5.0
+_BACKOFF_SECONDS_MAX = 30.0
+_STEADY_SECONDS = 30.0
+# The worker drains for up to 30 s and the gateway lets running turns finish.
+_STOP_SECONDS_MAX = 60.0
+
+
+@dataclass(slots=True)
+class Part:
+    """One child process: restarted when it dies, ever more slowly while it keeps dying."""
+
+    name: str
+    arguments: tuple[str, ...]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    failures: int = 0
+    ready: bool = False
+    restart_at: float = field(default=0.0)
+
+
+class Supervisor:
+    """Starts the parts in order, says when each is ready, restarts the dead, stops all cleanly."""
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._say = say
+        self._stop = threading.Event()
+        self._logs = settings.data_dir.absolute() / "logs"
+        self._parts = [Part("node agent", ("node",)), Part("gateway", ("gateway",))]
+        if settings.engine == "sglang":
+            self._parts.insert(1, Part("worker", ("worker",)))
+
+    @property
+    def url(self) -> str:
+        """Where the gateway listens."""
+        return f"http://{self._settings.host}:{self._settings.port}"
+
+    def run(self) -> int:
+        """Until SIGINT or SIGTERM. Returns the exit code: 0, or 1 when a part had to be killed."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._stop.set())
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._say(f"agentmem: data in {self._settings.data_dir.absolute()}, logs in {self._logs}")
+        key = ensure_first_key(self._settings)
+        started = time.monotonic()
+        last_progress = started
+        with httpx2.Client(base_url=self.url, timeout=2.0, trust_env=False) as http:
+            while not self._stop.is_set():
+                for part in self._parts:
+                    self._keep_running(part)
+                if not all(part.ready for part in self._parts):
+                    progress = self._look(http, key)
+                    if progress and time.monotonic() - last_progress > _PROGRESS_SECONDS:
+                        last_progress = time.monotonic()
+                        self._say(f"  … {progress} ({last_progress - started:.0f} s)")
+                self._stop.wait(_POLL_SECONDS)
+        return self._stop_all()
+
+    def _keep_running(self, part: Part) -> None:
+        process = part.process
+        if process is not None and process.poll() is None:
+            if time.monotonic() - part.started > _STEADY_SECONDS:
+                part.failures = 0
+            return
+        now = time.monotonic()
+        if process is not None:
+            part.failures += 1
+            pause = min(2.0 ** (part.failures - 1), _BACKOFF_SECONDS_MAX)
+            part.restart_at = now + (pause if part.failures > 1 else 0.0)
+            part.process, part.ready = None, False
+            self._say(
+                f"{part.name}: ended with code {process.returncode}, "
+                f"log in {self._log(part)}; starting it again"
+            )
+        if now >= part.restart_at:
+            self._start(part)
+
+    def _start(self, part: Part) -> None:
+        environment = {
+            **os.environ,
+            **settings_environment(self._settings),
+            PARENT_VARIABLE: str(os.getpid()),
+        }
+        with self._log(part).open("ab") as log:
+            part.process = subprocess.Popen(
+                [sys.executable, "-m", "agentmem", *part.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                # Ctrl-C must reach the supervisor only: it stops the parts in order.
+                start_new_session=True,
+            )
+        part.started = time.monotonic()
+        self._write_pids()
+
+    def _log(self, part: Part) -> Path:
+        return self._logs / f"{part.arguments[0]}.log"
+
+    def _write_pids(self) -> None:
+        pids = {part.arguments[0]: part.process.pid for part in self._parts if part.process}
+        path = self._settings.run_dir / "serve.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"serve": os.getpid(), "url": self.url, **pids}))
+        temporary.replace(path)
+
+    def _look(self, http: httpx2.Client, key: str | None) -> str:
+        """Asks the gateway which parts are ready, and says so once for each. Returns what is not."""
+        try:
+            answer = http.get("/readyz").json()
+        except (httpx2.HTTPError, ValueError):
+            return "the gateway is starting"
+        waiting = []
+        for part in self._parts:
+            state = answer["parts"].get(part.name.replace(" ", "_"), {"ready": True, "detail": ""})
+            if state["ready"] and not part.ready:
+                part.ready = True
+                self._say(f"{part.name}: ready{_with(state['detail'])}")
+            if not state["ready"]:
+                waiting.append(f"{part.name}: {state['detail'] or 'starting'}")
+        if not waiting:
+            self._say(f"agentmem is ready: {self.url}  (API: {self.url}/docs)")
+            if key is not None:
+                self._say(f"API key of tenant 'default', shown this once: {key}")
+        return "; ".join(waiting)
+
+    def _stop_all(self) -> int:
+        """Gateway first (turns finish), then the worker (pages are handed over), then the agent."""
+        code = 0
+        for part in reversed(self._parts):
+            if part.process is None or part.process.poll() is not None:
+                continue
+            self._say(f"{part.name}: stopping")
+            part.process.send_signal(signal.SIGTERM)
+            try:
+                part.process.wait(_STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                self._say(f"{part.name}: did not stop in {_STOP_SECONDS_MAX:.0f} s; killing it")
+                part.process.kill()
+                part.process.wait()
+                code = 1
+        with contextlib.suppress(FileNotFoundError):
+            (self._settings.run_dir / "serve.json").unlink()
+        self._say("agentmem: stopped")
+        return code
+
+
+def _with(detail: str) -> str:
+    return f", {detail}" if detail else ""
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """The environment that makes a child read the same settings."""
+    return {f"AGENTMEM_{name.upper()}": str(value) for name, value in settings if value != ""}
+
+
+def run_serve(settings: Settings) -> int:
+    """What `agentmem serve` runs. Returns the exit code."""
+    return Supervisor(settings, lambda text: print(text, flush=True)).run()
