@@ -43,7 +43,9 @@ def serve(
     """Run gateway, node agent and one SGLang worker on this machine. Ctrl-C stops all, cleanly."""
     from agentmem.serve import run_serve
 
-    return run_serve(_settings(data_dir=data_dir, model=_path(model), host=host, port=port, engine=engine))
+    return run_serve(
+        _settings(data_dir=data_dir, model=_path(model), host=host, port=port, engine=engine)
+    )
 
 
 @cli.command

@@ -130,7 +130,7 @@ class Supervisor:
         temporary.replace(path)
 
     def _look(self, http: httpx2.Client, key: str | None) -> str:
-        """Asks the gateway which parts are ready, and says so once for each. Returns what is not."""
+        """Asks the gateway which parts are ready, says so once of each, returns what is not."""
         try:
             answer = http.get("/readyz").json()
         except (httpx2.HTTPError, ValueError):

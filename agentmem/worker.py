@@ -261,7 +261,9 @@ class WorkerProcess:
                     await asyncio.sleep(_WATCH_SECONDS)
                 await canary.store_barrier()
         except (AgentmemError, TimeoutError) as error:
-            logger.error("drained only in part: pages not yet stored are recomputed", reason=str(error))
+            logger.error(
+                "drained only in part: pages not yet stored are recomputed", reason=str(error)
+            )
 
     async def _node_is_there(self) -> None:
         while not self._stop.is_set():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,8 @@ from agentmem.core import PageKey
 from agentmem.demo.corpus import excerpts
 from agentmem.demo.log import SessionPages
 from agentmem.demo.system import Client, DemoFailed, System
-from agentmem.node.protocol import TIER_NAMES
+from agentmem.engine.sglang.client import SglangEngine
+from agentmem.node.protocol import TIERS
 
 Messages = list[dict[str, str]]
 
@@ -22,6 +23,7 @@ _LONG_TURNS = 4
 _REPLY_TOKENS = 24
 _SHORT_REPLY_TOKENS = 16
 _CORRUPTED = 3
+_FLUSH_TRIES = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,9 @@ def whole_conversation(script: Script, control: Conversation, turn: int) -> Mess
     messages: Messages = []
     for number in range(turn):
         messages += script.turns[number]
-        messages.append({"role": "assistant", "content": control.answers[number]["message"]["content"]})
+        messages.append(
+            {"role": "assistant", "content": control.answers[number]["message"]["content"]}
+        )
     return messages + script.turns[turn]
 
 
@@ -157,15 +161,30 @@ def stored_bytes(system: System, pages: SessionPages) -> int:
 
 def tier_counts(system: System, keys: Sequence[PageKey]) -> dict[str, int]:
     """How many of these pages each tier holds."""
-    counts = dict.fromkeys(TIER_NAMES, 0)
+    counts = dict.fromkeys((str(tier) for tier in TIERS), 0)
     for entry in system.nodes.residency(keys):
         for tier in entry.tiers:
             counts[str(tier)] += 1
     return counts
 
 
-def seconds_of(action: Callable[[], object]) -> float:
-    """How long `action` takes."""
-    started = time.monotonic()
-    action()
-    return time.monotonic() - started
+def pages_loaded(system: System, keys: Sequence[PageKey], since: int) -> int:
+    """How many of these pages an engine was given after the agent's position `since`."""
+    return sum(1 for tier in system.nodes.loads(keys, since).tiers if tier is not None)
+
+
+def flush_engine(engine: SglangEngine) -> None:
+    """Empties HBM and host pool, so that the next turn has to load. Raises DemoFailed."""
+    asyncio.run(_flush(engine))
+
+
+async def _flush(engine: SglangEngine) -> None:
+    try:
+        for _ in range(_FLUSH_TRIES):
+            # SGLang refuses while writes to storage are in flight.
+            if await engine.flush():
+                return
+            await asyncio.sleep(0.1)
+    finally:
+        await engine.aclose()
+    raise DemoFailed(f"SGLang refused to flush its cache {_FLUSH_TRIES} times")

@@ -22,6 +22,7 @@ from agentmem.app import create_key, create_tenant, migrate_catalog
 from agentmem.config import Settings
 from agentmem.errors import AgentmemError
 from agentmem.node.client import NodeClient
+from agentmem.serve import settings_environment
 
 _START_SECONDS_MAX = 300.0
 _STOP_SECONDS_MAX = 120.0
@@ -43,12 +44,14 @@ class System:
         migrate_catalog(settings)
 
     @classmethod
-    def below(cls, directory: Path, model: Path, say: Callable[[str], None]) -> System:
+    def below(
+        cls, directory: Path, model: Path, say: Callable[[str], None], **settings: Any
+    ) -> System:
         """A system of its own below `directory`, serving `model` on a free port."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        return cls(Settings(data_dir=directory, model=str(model), port=port), say)
+        return cls(Settings(data_dir=directory, model=str(model), port=port, **settings), say)
 
     @property
     def url(self) -> str:
@@ -57,13 +60,14 @@ class System:
 
     def tenant(self, name: str) -> Client:
         """Creates a tenant with an API key and returns its client."""
-        return Client(self.url, create_key(self.settings, create_tenant(self.settings, name)), name)
+        tenant_id = create_tenant(self.settings, name)
+        return Client(self.url, create_key(self.settings, tenant_id), tenant_id, name)
 
     def start(self) -> float:
         """Starts `agentmem serve` and waits until it is ready. Returns seconds."""
         started = time.monotonic()
         command = [sys.executable, "-m", "agentmem", "serve"]
-        environment = {**os.environ, **_environment(self.settings)}
+        environment = {**os.environ, **settings_environment(self.settings)}
         with (self.settings.data_dir / "serve.log").open("ab") as log:
             self._serve = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
@@ -143,18 +147,11 @@ def _is_ready(http: httpx2.Client) -> bool:
         return False
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    return {
-        "AGENTMEM_DATA_DIR": str(settings.data_dir),
-        "AGENTMEM_MODEL": settings.model,
-        "AGENTMEM_PORT": str(settings.port),
-    }
-
-
 class Client:
     """A tenant's view: the REST API, as `curl` would use it."""
 
-    def __init__(self, url: str, key: str, tenant: str) -> None:
+    def __init__(self, url: str, key: str, tenant_id: str, tenant: str) -> None:
+        self.tenant_id = tenant_id
         self.tenant = tenant
         self._http = httpx2.Client(
             base_url=url,

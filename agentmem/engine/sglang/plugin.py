@@ -87,7 +87,9 @@ class PageStorage(HiCacheStorage):  # type: ignore[misc]
             logger.exception("batch_exists failed: answering that nothing is stored")
             return 0
 
-    def batch_set_v1(self, keys: list[str], host_indices: Any, extra_info: Any = None) -> list[bool]:
+    def batch_set_v1(
+        self, keys: list[str], host_indices: Any, extra_info: Any = None
+    ) -> list[bool]:
         """Stores one page per key out of the host pool; True where the page is safe."""
         try:
             return self._store(_hashes(keys), self._buffers(host_indices))
@@ -95,7 +97,9 @@ class PageStorage(HiCacheStorage):  # type: ignore[misc]
             logger.exception("batch_set_v1 failed: %d pages were not stored", len(keys))
             return [False] * len(keys)
 
-    def batch_get_v1(self, keys: list[str], host_indices: Any, extra_info: Any = None) -> list[bool]:
+    def batch_get_v1(
+        self, keys: list[str], host_indices: Any, extra_info: Any = None
+    ) -> list[bool]:
         """Loads one page per key into the host pool; SGLang recomputes from the first False on."""
         try:
             return self._load(_hashes(keys), self._buffers(host_indices))
@@ -138,7 +142,6 @@ class PageStorage(HiCacheStorage):  # type: ignore[misc]
     # The interface without `interface_v1` is abstract in SGLang and never called with it.
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:
         """Not part of the interface in use: a miss."""
-        return None
 
     def batch_get(
         self, keys: list[str], target_locations: Any = None, target_sizes: Any = None

@@ -154,7 +154,7 @@ class SglangProcess:
         return []
 
     def kill(self) -> None:
-        """Ends the whole group at once and removes what it leaves. Drain before, if pages matter."""
+        """Ends the whole group at once and removes what it leaves. Drain before if pages matter."""
         if self._process is None:
             return
         pids = set(self.pids())

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-SGLANG_VERSION = "0.5.20"
+from agentmem.engine.sglang.version import SGLANG_VERSION
+
 ENGINE_VARIABLE = "AGENTMEM_CPU_ENGINE"
 PROOF_VARIABLE = "AGENTMEM_ACTIVATION_DIR"
 

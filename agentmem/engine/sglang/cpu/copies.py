@@ -32,7 +32,7 @@ def transfer_kv_all_layer_direct_lf_pf(
     dst_indices: Tensor,
     page_size: int,
 ) -> None:
-    """Backs tokens up, all layers: `src_ptrs` holds the layers of K (then of V), `dst_ptrs` [K, V]."""
+    """Backs tokens up, all layers: `src_ptrs` are the layers of K, then of V; `dst_ptrs` [K, V]."""
     layers = len(src_ptrs) // len(dst_ptrs)
     page, offset = dst_indices // page_size, dst_indices % page_size
     for part, target in enumerate(dst_ptrs):
