@@ -14,7 +14,7 @@ _CORRUPTED_MIN = 3
 
 
 def verdict(result: dict[str, Any]) -> list[str]:
-    """The claims that did not hold, each as a sentence. The speed target is a figure, not a claim."""
+    """The claims that did not hold, as sentences. The speed target is a figure, not a claim."""
     return [claim for holds, claim in _claims(result) if not holds]
 
 
@@ -54,29 +54,36 @@ def _claims(result: dict[str, Any]) -> Iterator[tuple[bool, str]]:
 
 def readable(result: dict[str, Any], failures: list[str]) -> str:
     """The report for people."""
-    cold, resume = result["cold"]["ttft_seconds"], result["resume"]
+    engine, session, resume = result["engine"], result["session"], result["resume"]
+    control, fork = result["control"], result["fork"]
+    corruption, delete = result["corruption"], result["delete"]
     ratio = result["resume_vs_cold_ttft"]
-    engine, session = result["engine"], result["session"]
     met = "met" if ratio <= RATIO_TARGET else "missed"
-    cached = ", ".join(
-        f"{count:,} from {tier}" for tier, count in resume["cached_tokens"].items() if count
-    )
-    return f"""
-agentmem demo: {engine["model"]} on SGLang {engine["version"]} ({engine["device"]}), {result["seconds"]:.0f} s
-
-  session            {session["tokens"]:,} tokens in {session["turns"]} turns, {session["pages"]} pages, {session["bytes"] / 1e6:.1f} MB
-  killed             {", ".join(result["killed"])}
-
-  first token of the next turn
-    computed again   {cold:8.3f} s
-    resumed          {resume["ttft_seconds"]:8.3f} s   {cached}, {resume["recomputed_tokens"]} recomputed
-    ratio            {ratio:8.4f}     target {RATIO_TARGET}: {met}
-
-  same as never interrupted   ids {result["control"]["output_ids_equal"]}, log-probability difference {result["control"]["logprob_max_abs_diff"]}
-  fork                        {result["fork"]["shared_pages"]} pages shared, {result["fork"]["copied_bytes"]} bytes copied
-  corruption                  {result["corruption"]["pages_corrupted"]} pages corrupted, {result["corruption"]["corrupt_pages_served"]} served
-  deletion                    {result["delete"]["bytes_before"]:,} bytes before, {result["delete"]["bytes_after"]} after
-
-{"Every claim held." if not failures else f"{len(failures)} claims did not hold:"}""" + "".join(
-        f"\n  - {failure}" for failure in failures
-    )
+    cached = [f"{count:,} from {tier}" for tier, count in resume["cached_tokens"].items() if count]
+    sources = ", ".join([*cached, f"{resume['recomputed_tokens']} recomputed"])
+    lines = [
+        "",
+        f"agentmem demo: {engine['model']} on SGLang {engine['version']} ({engine['device']}), "
+        f"{result['seconds']:.0f} s",
+        "",
+        f"  session      {session['tokens']:,} tokens in {session['turns']} turns, "
+        f"{session['pages']} pages, {session['bytes'] / 1e6:.1f} MB",
+        f"  killed       {', '.join(result['killed'])}",
+        "",
+        "  first token of the next turn",
+        f"    computed   {result['cold']['ttft_seconds']:8.3f} s",
+        f"    resumed    {resume['ttft_seconds']:8.3f} s   {sources}",
+        f"    ratio      {ratio:8.4f}     target {RATIO_TARGET}: {met}",
+        "",
+        f"  same as never interrupted: ids {control['output_ids_equal']}, "
+        f"log-probability difference {control['logprob_max_abs_diff']}",
+        f"  fork         {fork['shared_pages']} pages shared, {fork['copied_bytes']} bytes copied",
+        f"  corruption   {corruption['pages_corrupted']} pages corrupted, "
+        f"{corruption['corrupt_pages_served']} served",
+        f"  deletion     {delete['bytes_before']:,} bytes before, {delete['bytes_after']} after",
+        "",
+    ]
+    if not failures:
+        return "\n".join([*lines, "Every claim held."])
+    claims = [f"  - {failure}" for failure in failures]
+    return "\n".join([*lines, f"{len(failures)} claims did not hold:", *claims])

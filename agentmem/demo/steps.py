@@ -81,10 +81,9 @@ class Conversation:
         """Runs turns until there are `turns`."""
         while len(self.answers) < turns:
             usage = self.next_turn()["usage"]
-            say(
-                f"  {self.client.tenant}: turn {len(self.answers)}, {usage['prompt_tokens']} prompt "
-                f"tokens, first token after {usage['ttft_seconds']:.2f} s"
-            )
+            prompt, seconds = usage["prompt_tokens"], usage["ttft_seconds"]
+            turn = f"{self.client.tenant}: turn {len(self.answers)}"
+            say(f"  {turn}, {prompt} prompt tokens, first token after {seconds:.2f} s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +108,8 @@ def whole_conversation(script: Script, control: Conversation, turn: int) -> Mess
     messages: Messages = []
     for number in range(turn):
         messages += script.turns[number]
-        messages.append(
-            {"role": "assistant", "content": control.answers[number]["message"]["content"]}
-        )
+        reply = control.answers[number]["message"]["content"]
+        messages.append({"role": "assistant", "content": reply})
     return messages + script.turns[turn]
 
 
