@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 check: lint  ## Linters, types, import contract and the quick tests
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -m "not sglang"
 
 test: lint  ## All of that and every test, with the real engine among them
 	$(BIN)/pytest tests
