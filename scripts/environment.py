@@ -198,6 +198,7 @@ def run_pip(*arguments: str) -> str:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                close_fds=False,  # it inherits the lock: see only_one()
             ) as pip,
         ):
             assert pip.stdout is not None
@@ -350,8 +351,12 @@ def write_stamp() -> None:
 
 @contextlib.contextmanager
 def only_one() -> Iterator[None]:
-    """Keeps a second set-up of the same checkout waiting."""
+    """Keeps a second set-up of the same checkout waiting.
+
+    pip inherits the lock, so that one that outlives a killed set-up is waited for as well.
+    """
     with Path(__file__).open("rb") as own:
+        os.set_inheritable(own.fileno(), True)
         try:
             fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

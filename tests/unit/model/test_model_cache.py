@@ -16,6 +16,7 @@ import pytest
 from agentmem.engine.sglang.model import cache, smollm2, tiny
 from agentmem.engine.sglang.model.cache import MANIFEST, build_once
 from agentmem.engine.sglang.model.check import inspect_model
+from agentmem.engine.sglang.model.files import sha256_of
 from agentmem.errors import ConfigurationInvalid
 
 
@@ -160,7 +161,7 @@ def test_smollm2_goes_under_its_name(
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
     monkeypatch.setattr(smollm2, "installed_gguf", lambda: gguf)
-    monkeypatch.setattr(smollm2, "GGUF_SHA256", smollm2.sha256_of(gguf))
+    monkeypatch.setattr(smollm2, "GGUF_SHA256", sha256_of(gguf))
     monkeypatch.setattr(smollm2, "convert", builder.convert)
     models = tmp_path / "models"
     for _ in range(2):
@@ -175,7 +176,7 @@ def test_smollm2_is_downloaded_where_the_package_is_damaged(
 ) -> None:
     (tmp_path / "right").write_bytes(b"GGUF")
     (tmp_path / "wrong").write_bytes(b"gguf")
-    monkeypatch.setattr(smollm2, "GGUF_SHA256", smollm2.sha256_of(tmp_path / "right"))
+    monkeypatch.setattr(smollm2, "GGUF_SHA256", sha256_of(tmp_path / "right"))
     monkeypatch.setattr(smollm2, "installed_gguf", lambda: tmp_path / "wrong")
     monkeypatch.setattr(smollm2, "download_gguf", lambda *_: tmp_path / "right")
     monkeypatch.setattr(smollm2, "convert", builder.convert)
@@ -214,7 +215,7 @@ def test_the_package_is_found_without_importing_it() -> None:
 def test_smollm2_converts_to_the_same_weights_everywhere(tmp_path: Path) -> None:
     said: list[str] = []
     path = smollm2.ensure_smollm2(tmp_path, said.append)
-    assert smollm2.sha256_of(path / "model.safetensors").startswith("7ef915c9bf9d94d8")
+    assert sha256_of(path / "model.safetensors").startswith("7ef915c9bf9d94d8")
     model = inspect_model(path)
     assert (model.kv_bytes_per_token, model.context_tokens) == (23_040, 8192)
     assert model.eos_token_ids == (2,)
@@ -229,8 +230,8 @@ def test_smollm2_converts_to_the_same_weights_everywhere(tmp_path: Path) -> None
 
 def test_the_tiny_model_is_the_same_everywhere(tmp_path: Path) -> None:
     path = tiny.make_tiny_model(tmp_path / "tiny")
-    assert smollm2.sha256_of(path / "model.safetensors")[:16] == "a9007912734756c5"
-    assert smollm2.sha256_of(path / "tokenizer.json")[:16] == "66e875d1db4c5774"
+    assert sha256_of(path / "model.safetensors")[:16] == "a9007912734756c5"
+    assert sha256_of(path / "tokenizer.json")[:16] == "66e875d1db4c5774"
     other = tiny.make_tiny_model(tmp_path / "other", seed=1)
     weights = [(x / "model.safetensors").read_bytes() for x in (path, other)]
     assert weights[0] != weights[1]
