@@ -1,22 +1,23 @@
 """The tree of agentmem's errors. No HTTP here: `api.errors` maps them to statuses.
 
-    AgentmemError
-    ├── InvalidRequest          the caller sent something that cannot be done
-    │   ├── ContextOverflow     more tokens than the model's window takes
-    │   └── ModelNotFound
-    ├── AuthenticationFailed
-    ├── NotFound                no such thing, or not this tenant's
-    ├── SessionBusy             another turn holds the session's lease
-    ├── TurnConflict            `expected_turn` does not fit the log
-    ├── LeaseLost               a lease was fenced off by a newer generation
-    ├── WorkerUnavailable       no worker is ready
-    │   └── EngineFailed        the worker died or answered with an error mid-turn
-    ├── NotDurable              pages were missing when the deadline came
-    ├── NodeUnavailable         the node agent did not answer in time
-    │   └── ProtocolError       peer speaks another version, or sent a malformed frame
-    ├── PageCorrupt             a stored page failed its checks
-    ├── ModelUnsupported        a model whose KV cannot be kept (SWA, Mamba, MLA, ...)
-    └── ConfigurationInvalid    a setting or file that cannot be used
+AgentmemError
+├── InvalidRequest          the caller sent something that cannot be done
+│   ├── ContextOverflow     more tokens than the model's window takes
+│   └── ModelNotFound
+├── AuthenticationFailed
+├── NotFound                no such thing, or not this tenant's
+├── SessionBusy             another turn holds the session's lease
+├── TurnConflict            `expected_turn` does not fit the log
+├── LeaseLost               a lease was fenced off by a newer generation
+├── WorkerUnavailable       no worker is ready
+│   └── EngineFailed        the worker died or answered with an error mid-turn
+├── NotDurable              pages were missing when the deadline came
+├── NodeUnavailable         the node agent did not answer in time
+│   └── ProtocolError       peer speaks another version, or sent a malformed frame
+├── PageCorrupt             a stored page failed its checks
+├── StoreRefused            a tier cannot take pages (budget, full or failing medium)
+├── ModelUnsupported        a model whose KV cannot be kept (SWA, Mamba, MLA, ...)
+└── ConfigurationInvalid    a setting or file that cannot be used
 """
 
 from __future__ import annotations
@@ -141,6 +142,14 @@ class ProtocolError(NodeUnavailable):
 
 class PageCorrupt(AgentmemError):
     """A stored page failed its length, key, fingerprint or checksum check."""
+
+
+class StoreRefused(AgentmemError):
+    """A tier cannot take these pages now; `reason` is the name under which it is counted."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ModelUnsupported(AgentmemError):

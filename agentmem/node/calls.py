@@ -1,0 +1,200 @@
+"""What each call of the protocol does: from checked message to the node's parts and back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agentmem.errors import InvalidRequest, NotFound, ProtocolError
+from agentmem.node import protocol as p
+from agentmem.node.ownership import Ownership
+from agentmem.node.retention import Retention
+from agentmem.node.slabs import Owner, Slabs
+from agentmem.node.writebehind import WriteBehind
+from agentmem.store.base import TierUsage
+from agentmem.store.disk import DiskTier
+from agentmem.store.dram import DramTier
+
+_LATER = (
+    p.Grant,
+    p.Claim,
+    p.Unclaim,
+    p.WaitDurable,
+    p.CopyPage,
+    p.DropTier,
+    p.Release,
+)
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """Who is at the other end of a connection, and the read holds that end with it."""
+
+    role: Literal["engine", "gateway", "worker"]
+    owner: Owner
+    fingerprint: bytes
+    hold_ids: set[int] = field(default_factory=set)
+
+
+class Calls:
+    """Answers requests. Raises the errors of the parts that it calls."""
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        dram: DramTier,
+        disk: DiskTier,
+        ownership: Ownership,
+        write_behind: WriteBehind,
+        retention: Retention,
+        slabs: Slabs,
+    ) -> None:
+        self.node_id = node_id
+        self.counters: Counter[str] = Counter()
+        self._dram = dram
+        self._disk = disk
+        self._ownership = ownership
+        self._write_behind = write_behind
+        self._retention = retention
+        self._slabs = slabs
+
+    def takes_time(self, request: p.Request) -> bool:
+        """Whether `answer_later` answers this one, `answer` otherwise."""
+        return isinstance(request, _LATER)
+
+    def end(self, peer: Peer) -> None:
+        """The connection is gone: so are its read holds."""
+        for hold_id in peer.hold_ids:
+            self._ownership.holds.end(hold_id)
+        peer.hold_ids.clear()
+
+    def answer(self, peer: Peer, request: p.Request) -> p.Reply:
+        """Answers what needs no waiting."""
+        ownership = self._ownership
+        reply: p.Reply
+        match request:
+            case p.Ping():
+                reply = p.Done()
+            case p.Missing(keys=keys):
+                reply = p.MissingReply(ownership.missing(p.split_keys(keys)))
+            case p.Find(keys=keys):
+                reply = p.CountReply(ownership.find(p.split_keys(keys)))
+            case p.Residency(keys=keys):
+                reply = p.ResidencyReply(ownership.residency(p.split_keys(keys)))
+            case p.Locate(keys=keys):
+                reply = self._locate(peer, keys)
+            case p.Stored():
+                reply = self._stored(peer, request)
+            case p.GiveBack(slabs=names):
+                self._slabs.take_back([self._slabs.slab_of(peer.owner, name) for name in names])
+                reply = p.Done()
+            case p.Loads(keys=keys, since_seq=since_seq):
+                found = ownership.movements.since(p.split_keys(keys), since_seq)
+                tiers = bytes(0 if tier is None else p.TIERS.index(tier) + 1 for tier in found)
+                reply = p.LoadsReply(ownership.movements.seq, tiers)
+            case p.Stats():
+                reply = p.StatsReply(self.stats())
+            case _:
+                raise ProtocolError(f"{type(request).__name__} is not expected here")
+        return reply
+
+    async def answer_later(self, peer: Peer, request: p.Request) -> p.Reply:
+        """Answers what waits for a medium or for other pages."""
+        reply: p.Reply
+        match request:
+            case p.Grant(slot_bytes=slot_bytes, slots=slots):
+                _require_engine(peer)
+                reply = p.GrantReply(*await self._slabs.grant(peer.owner, slot_bytes, slots))
+            case p.Release():
+                await self._release(peer, request)
+                reply = p.Done()
+            case p.Claim(claim_id=claim_id, keys=keys, expires_at=expires_at):
+                await self._retention.claim(claim_id, p.split_keys(keys), expires_at)
+                reply = p.Done()
+            case p.Unclaim(claim_id=claim_id, keys=keys):
+                reply = p.DeletedReply(*await self._retention.unclaim(claim_id, p.split_keys(keys)))
+            case p.WaitDurable(keys=keys, timeout_seconds=timeout_seconds):
+                waited = self._ownership.wait_durable(p.split_keys(keys), timeout_seconds)
+                reply = p.IndexesReply(await waited)
+            case p.CopyPage(source=source, target=target):
+                await self._slabs.copy_page(*p.split_keys(source + target))
+                reply = p.Done()
+            case p.DropTier(keys=keys):
+                names = None if keys is None else p.split_keys(keys)
+                reply = p.DeletedReply(*await self._ownership.drop_dram(names))
+            case _:
+                raise ProtocolError(f"{type(request).__name__} is not expected here")
+        return reply
+
+    def stats(self) -> dict[str, int]:
+        """Everything that operators watch; counters begin with the agent's start."""
+        behind = self._write_behind
+        values = {
+            **_usage("dram", self._dram.usage()),
+            **_usage("disk", self._disk.usage()),
+            "slabs": len(self._dram.slabs),
+            "read_holds": len(self._ownership.holds),
+            "write_behind_pages": behind.queued_pages,
+            "write_behind_failing": int(behind.failing is not None),
+            "write_behind_oldest_ms": behind.oldest_age_ms(),
+            "write_behind_lag_ms": behind.last_lag_ms,
+            "movement_seq": self._ownership.movements.seq,
+            "corrupt_slot_headers": self._dram.corrupt_headers,
+        }
+        for counters in (
+            self.counters,
+            self._ownership.counters,
+            behind.counters,
+            self._disk.counters,
+        ):
+            for name, count in counters.items():
+                values[name] = values.get(name, 0) + count
+        return values
+
+    def _locate(self, peer: Peer, keys: bytes) -> p.LocateReply:
+        hold = self._ownership.hold_prefix(p.split_keys(keys))
+        peer.hold_ids.add(hold.hold_id)
+        paths: dict[str, int] = {}
+        pages = []
+        for location in self._ownership.locations(hold):
+            path = paths.setdefault(location.path, len(paths))
+            tier = p.TIERS.index(location.tier)
+            pages.append((tier, path, location.offset, location.payload_bytes))
+        return p.LocateReply(hold.hold_id, list(paths), pages)
+
+    def _stored(self, peer: Peer, request: p.Stored) -> p.StoredReply:
+        _require_engine(peer)
+        slab = self._slabs.slab_of(peer.owner, request.slab)
+        keys = p.split_keys(request.keys)
+        outcomes = self._ownership.stored(slab, request.slots, keys, peer.fingerprint)
+        return p.StoredReply(bytes(p.ACCEPTANCES.index(outcome) for outcome in outcomes))
+
+    async def _release(self, peer: Peer, request: p.Release) -> None:
+        hold = self._ownership.holds.get(request.hold_id)
+        if hold is None or request.hold_id not in peer.hold_ids:
+            raise NotFound("hold", str(request.hold_id))
+        # From here on this call ends the hold, not the connection.
+        peer.hold_ids.discard(request.hold_id)
+        try:
+            self._ownership.note_loaded(hold, request.loaded)
+            suspects = self._ownership.suspects(hold, request.corrupt)
+            if suspects:
+                await self._retention.judge(suspects)
+        finally:
+            self._ownership.holds.end(request.hold_id)
+
+
+def _require_engine(peer: Peer) -> None:
+    if peer.role != "engine" or not peer.owner.engine_id:
+        raise InvalidRequest("only an engine that says its engine id is granted slabs")
+
+
+def _usage(tier: str, usage: TierUsage) -> dict[str, int]:
+    return {
+        f"{tier}_pages": usage.pages,
+        f"{tier}_page_bytes": usage.page_bytes,
+        f"{tier}_reserved_bytes": usage.reserved_bytes,
+        f"{tier}_budget_bytes": usage.budget_bytes,
+    }

@@ -1,0 +1,325 @@
+"""The node agent's client: blocking, thread-safe, one socket.
+
+Calls of several threads share the socket: each frame has a number, and of the threads that wait
+for replies one reads for all, so there is no thread of the client's own. Every call has a deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from agentmem.core import PageKey, Tier
+from agentmem.errors import (
+    InvalidRequest,
+    NodeUnavailable,
+    NotFound,
+    ProtocolError,
+    StoreRefused,
+)
+from agentmem.node import protocol as p
+from agentmem.node.link import Link
+
+CALL_SECONDS_DEFAULT = 5.0
+
+ReplyT = TypeVar("ReplyT", bound=p.Struct)
+
+
+class Granted(NamedTuple):
+    """`path` of a new slab; None when `freed_slots` of the engine's slots were emptied instead."""
+
+    path: Path | None
+    freed_slots: int
+
+
+class PageLocation(NamedTuple):
+    """Where a held page's record lies; `offset` is that of its header block."""
+
+    tier: Tier
+    path: str
+    offset: int
+    payload_bytes: int
+
+
+class Located(NamedTuple):
+    """Locations of the longest prefix found, valid until `release(hold_id, ...)`."""
+
+    hold_id: int
+    pages: list[PageLocation]
+
+
+class Deleted(NamedTuple):
+    """Pages that are gone, and their payload bytes."""
+
+    pages: int
+    page_bytes: int
+
+
+class Residency(NamedTuple):
+    """Which tiers hold a page, and whether it survives a restart of the host."""
+
+    tiers: frozenset[Tier]
+    durable: bool
+
+
+class LoadedFrom(NamedTuple):
+    """`seq`: number of the newest movement. `tiers`: per key the tier of its last load after the
+    number asked for, None when it was not loaded since."""
+
+    seq: int
+    tiers: list[Tier | None]
+
+
+class NodeClient:
+    """Calls the node agent at `socket_path`.
+
+    Connects at the first call, and again after the agent was gone. Every method raises
+    NodeUnavailable when the agent does not answer within `timeout_seconds` (ProtocolError, a kind
+    of it, when it speaks otherwise), InvalidRequest, NotFound or StoreRefused when it says no.
+    """
+
+    def __init__(
+        self,
+        socket_path: Path,
+        *,
+        role: Literal["engine", "gateway", "worker"] = "gateway",
+        engine_id: str = "",
+        fingerprint: bytes = b"",
+        timeout_seconds: float = CALL_SECONDS_DEFAULT,
+    ) -> None:
+        self._socket_path = socket_path
+        self._hello = p.Hello(p.PROTOCOL_VERSION, role, engine_id, os.getpid(), fingerprint)
+        self._timeout_seconds = timeout_seconds
+        self._connecting = threading.Lock()
+        self._link: Link | None = None
+        self.node_id = ""
+
+    def close(self) -> None:
+        """Hangs up. Read holds end; a later call connects again."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.fail("the client was closed")
+
+    def ping(self, *, timeout_seconds: float | None = None) -> None:
+        """Returns when the agent answers."""
+        self._call(p.Ping(), p.Done, timeout_seconds)
+
+    def grant(
+        self, slot_bytes: int, slots: int, *, timeout_seconds: float | None = None
+    ) -> Granted:
+        """A slab of `slots` slots of `slot_bytes` bytes, for an engine to write pages to."""
+        reply = self._call(p.Grant(slot_bytes, slots), p.GrantReply, timeout_seconds)
+        return Granted(Path(reply.path) if reply.path else None, reply.freed_slots)
+
+    def give_back(self, slabs: Sequence[str], *, timeout_seconds: float | None = None) -> None:
+        """Hands slabs (file names) over to the agent; nothing may be written to them any more."""
+        self._call(p.GiveBack(list(slabs)), p.Done, timeout_seconds)
+
+    def stored(
+        self,
+        slab: str,
+        slots: Sequence[int],
+        keys: Sequence[PageKey],
+        *,
+        timeout_seconds: float | None = None,
+    ) -> list[str]:
+        """Announces committed slots. Per slot one of `protocol.ACCEPTANCES`."""
+        request = p.Stored(slab, list(slots), p.join_keys(keys))
+        reply = self._call(request, p.StoredReply, timeout_seconds)
+        _check_length(reply.outcomes, len(slots))
+        return [_pick(p.ACCEPTANCES, code) for code in reply.outcomes]
+
+    def missing(
+        self, keys: Sequence[PageKey], *, timeout_seconds: float | None = None
+    ) -> list[bool]:
+        """Per key whether no tier has it."""
+        reply = self._call(p.Missing(p.join_keys(keys)), p.MissingReply, timeout_seconds)
+        _check_length(reply.missing, len(keys))
+        return [bool(flag) for flag in reply.missing]
+
+    def find(self, keys: Sequence[PageKey], *, timeout_seconds: float | None = None) -> int:
+        """How many keys, counted from the first, are held without a gap in any tier."""
+        return self._call(p.Find(p.join_keys(keys)), p.CountReply, timeout_seconds).count
+
+    def locate(self, keys: Sequence[PageKey], *, timeout_seconds: float | None = None) -> Located:
+        """Takes a read hold on the longest prefix that is held. Always `release` it."""
+        try:
+            request = p.Locate(p.join_keys(keys))
+            reply = self._call(request, p.LocateReply, timeout_seconds)
+        except NodeUnavailable:
+            # The reply may still come, with a hold that nobody would release: the hold ends with
+            # the connection.
+            self.close()
+            raise
+        return Located(
+            reply.hold_id,
+            [
+                PageLocation(_pick(p.TIERS, tier), _pick(reply.paths, path), offset, payload_bytes)
+                for tier, path, offset, payload_bytes in reply.pages
+            ],
+        )
+
+    def release(
+        self,
+        hold_id: int,
+        *,
+        loaded: Mapping[Tier, Sequence[int]],
+        corrupt: Sequence[int] = (),
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Ends a read hold; says which pages (indexes into it) were read, which were bad."""
+        request = p.Release(hold_id, {t: list(i) for t, i in loaded.items()}, list(corrupt))
+        self._call(request, p.Done, timeout_seconds)
+
+    def claim(
+        self,
+        claim_id: str,
+        keys: Sequence[PageKey],
+        expires_at: float,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Registers or renews interest in pages until `expires_at` (seconds since the epoch)."""
+        self._call(p.Claim(claim_id, p.join_keys(keys), expires_at), p.Done, timeout_seconds)
+
+    def unclaim(
+        self, claim_id: str, keys: Sequence[PageKey], *, timeout_seconds: float | None = None
+    ) -> Deleted:
+        """Ends a claim; pages that no other unexpired claim holds are deleted from every tier."""
+        request = p.Unclaim(claim_id, p.join_keys(keys))
+        reply = self._call(request, p.DeletedReply, timeout_seconds)
+        return Deleted(reply.pages, reply.page_bytes)
+
+    def residency(
+        self, keys: Sequence[PageKey], *, timeout_seconds: float | None = None
+    ) -> list[Residency]:
+        """Per key the tiers that hold it and whether it is durable."""
+        reply = self._call(p.Residency(p.join_keys(keys)), p.ResidencyReply, timeout_seconds)
+        _check_length(reply.tiers, len(keys))
+        return [
+            Residency(
+                frozenset(tier for bit, tier in enumerate(p.TIERS) if flags & (1 << bit)),
+                bool(flags & p.DURABLE_BIT),
+            )
+            for flags in reply.tiers
+        ]
+
+    def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
+        """Waits up to `timeout_seconds` for pages to be durable, written before all others.
+
+        Returns the indexes of those that are not; an empty list comes as soon as all are.
+        """
+        request = p.WaitDurable(p.join_keys(keys), timeout_seconds)
+        deadline_seconds = timeout_seconds + self._timeout_seconds
+        return self._call(request, p.IndexesReply, deadline_seconds).indexes
+
+    def loads(
+        self,
+        keys: Sequence[PageKey] = (),
+        since_seq: int = 0,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> LoadedFrom:
+        """From which tier pages were loaded after movement `since_seq`. Without keys: the number
+        to begin from."""
+        request = p.Loads(p.join_keys(keys), since_seq)
+        reply = self._call(request, p.LoadsReply, timeout_seconds)
+        _check_length(reply.tiers, len(keys))
+        tiers = [_pick(p.TIERS, code - 1) if code else None for code in reply.tiers]
+        return LoadedFrom(reply.seq, tiers)
+
+    def copy_page(
+        self, source: PageKey, target: PageKey, *, timeout_seconds: float | None = None
+    ) -> None:
+        """Stores the page `source` under the key `target`, too."""
+        self._call(p.CopyPage(source, target), p.Done, timeout_seconds)
+
+    def drop_dram(
+        self, keys: Sequence[PageKey] | None = None, *, timeout_seconds: float | None = None
+    ) -> Deleted:
+        """Drops dram copies of durable pages that nobody reads; None: of all pages."""
+        request = p.DropTier("dram", None if keys is None else p.join_keys(keys))
+        reply = self._call(request, p.DeletedReply, timeout_seconds)
+        return Deleted(reply.pages, reply.page_bytes)
+
+    def stats(self, *, timeout_seconds: float | None = None) -> dict[str, int]:
+        """Gauges (bytes and pages per tier, queues) and counters since the agent's start."""
+        return self._call(p.Stats(), p.StatsReply, timeout_seconds).values
+
+    def _call(
+        self, request: p.Request, reply_type: type[ReplyT], timeout_seconds: float | None
+    ) -> ReplyT:
+        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = time.monotonic() + seconds
+        link = self._connected(deadline)
+        try:
+            reply = link.call(request, deadline)
+        except NodeUnavailable as error:
+            # The agent hung up, perhaps long ago (a restart): all calls may be made twice, but
+            # for the end of a hold, which ended with the connection.
+            hung_up = not link.alive and not isinstance(error, ProtocolError)
+            if not hung_up or isinstance(request, p.Release) or time.monotonic() >= deadline:
+                raise
+            reply = self._connected(deadline).call(request, deadline)
+        if isinstance(reply, p.Failure):
+            raise _error(reply)
+        if not isinstance(reply, reply_type):
+            raise ProtocolError(f"the agent answered with {type(reply).__name__}")
+        return reply
+
+    def _connected(self, deadline: float) -> Link:
+        link = self._link
+        if link is not None and link.alive:
+            return link
+        if not self._connecting.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise NodeUnavailable("the node agent did not take the connection in time")
+        try:
+            link = self._link
+            if link is not None and link.alive:
+                return link
+            link = Link(self._socket_path, deadline)
+            try:
+                welcome = link.call(self._hello, deadline)
+            except NodeUnavailable:
+                link.fail("no welcome")
+                raise
+            if not isinstance(welcome, p.Welcome):
+                link.fail("refused")
+                raise ProtocolError(f"the node agent refused the connection: {welcome}")
+            self.node_id = welcome.node_id
+            self._link = link
+            return link
+        finally:
+            self._connecting.release()
+
+
+def _error(failure: p.Failure) -> Exception:
+    match failure.kind:
+        case "invalid":
+            return InvalidRequest(failure.message)
+        case "not_found":
+            return NotFound(failure.reason, failure.message)
+        case "refused":
+            return StoreRefused(failure.message, reason=failure.reason)
+        case "protocol":
+            return ProtocolError(failure.message)
+        case _:
+            return NodeUnavailable(f"the node agent failed: {failure.message}")
+
+
+T = TypeVar("T")
+
+
+def _pick(items: Sequence[T], index: int) -> T:
+    if not 0 <= index < len(items):
+        raise ProtocolError(f"the agent's reply names number {index} of {len(items)}")
+    return items[index]
+
+
+def _check_length(reply: bytes, expected: int) -> None:
+    if len(reply) != expected:
+        raise ProtocolError(f"the agent answered for {len(reply)} of {expected} keys")

@@ -1,0 +1,202 @@
+"""What the node holds, as one thing: lookups, read holds and announcements over all tiers.
+
+Event loop only; what takes time (write-behind, retention, slab files) is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from agentmem.core import PageKey, Tier
+from agentmem.errors import InvalidRequest
+from agentmem.node.durability import DurabilityWaiters
+from agentmem.node.holds import Copy, Hold, HoldTable, tier_of
+from agentmem.node.movements import MovementLog
+from agentmem.node.protocol import DURABLE_BIT, TIERS, check_indexes
+from agentmem.node.writebehind import WriteBehind
+from agentmem.pages.record import record_bytes
+from agentmem.store.base import Location
+from agentmem.store.disk import DiskTier
+from agentmem.store.dram import Acceptance, DramCopy, DramTier, Slab
+from agentmem.store.pack import read_record
+
+
+class Ownership:
+    """The pages of this node.
+
+    `doomed` maps deleted keys to a sequence: a record of that key committed up to then is a late
+    copy of a deleted page, and is destroyed instead of accepted.
+    """
+
+    def __init__(
+        self,
+        dram: DramTier,
+        disk: DiskTier,
+        write_behind: WriteBehind,
+        waiters: DurabilityWaiters,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self.doomed: dict[PageKey, int] = {}
+        self.holds = HoldTable(dram, disk)
+        self.movements = MovementLog()
+        self._dram = dram
+        self._disk = disk
+        self._write_behind = write_behind
+        self._waiters = waiters
+
+    def best_copy(self, key: PageKey) -> Copy | None:
+        """The copy to read a page from: dram before disk. None when no tier has it."""
+        return self._dram.get(key) or self._disk.get(key)
+
+    def reader(self, copy: Copy) -> Callable[[], memoryview]:
+        """What reads a copy's whole record, to be called in a thread while the copy is held.
+
+        It raises OSError when the medium fails; the record is not checked yet.
+        """
+        if isinstance(copy, DramCopy):
+            return lambda: copy.record
+        location = self._disk.location(copy)
+        return partial(
+            read_record, location.path, location.offset, record_bytes(copy.payload_bytes)
+        )
+
+    def missing(self, keys: Sequence[PageKey]) -> bytes:
+        """One byte per key: 1 where no tier has it."""
+        return bytes(self.best_copy(key) is None for key in keys)
+
+    def find(self, keys: Sequence[PageKey]) -> int:
+        """How many keys, counted from the first, are held without a gap."""
+        for count, key in enumerate(keys):
+            if self.best_copy(key) is None:
+                return count
+        return len(keys)
+
+    def residency(self, keys: Sequence[PageKey]) -> bytes:
+        """One byte per key: a bit per tier, in the order of `protocol.TIERS`, and durability."""
+        flags = bytearray(len(keys))
+        dram_bit, disk_bit = 1 << TIERS.index(Tier.DRAM), 1 << TIERS.index(Tier.DISK)
+        for index, key in enumerate(keys):
+            if self._dram.get(key) is not None:
+                flags[index] |= dram_bit
+            if self._disk.get(key) is not None:
+                flags[index] |= disk_bit | DURABLE_BIT
+        return bytes(flags)
+
+    def hold_prefix(self, keys: Sequence[PageKey]) -> Hold:
+        """Takes a read hold on the pages found before the first gap."""
+        copies: list[Copy] = []
+        for key in keys:
+            copy = self.best_copy(key)
+            if copy is None:
+                break
+            copies.append(copy)
+        return self.holds.take(copies)
+
+    def locations(self, hold: Hold) -> list[Location]:
+        """Where the pages of a hold lie, while it lasts."""
+        return [
+            self._dram.location(copy) if isinstance(copy, DramCopy) else self._disk.location(copy)
+            for copy in hold.copies
+        ]
+
+    def note_loaded(self, hold: Hold, loaded: Mapping[Tier, Sequence[int]]) -> None:
+        """The reader of a hold really read these pages. Raises ProtocolError for a wrong index."""
+        keys = hold.keys()
+        for tier, indexes in loaded.items():
+            check_indexes(indexes, len(keys))
+            self.movements.note([keys[index] for index in indexes], tier)
+            self.counters[f"loaded_{tier}_pages"] += len(indexes)
+            self.counters[f"loaded_{tier}_page_bytes"] += sum(
+                hold.copies[index].payload_bytes for index in indexes
+            )
+
+    def suspects(self, hold: Hold, corrupt: Sequence[int]) -> list[Copy]:
+        """The copies that the reader of a hold found corrupt. Raises ProtocolError."""
+        check_indexes(corrupt, len(hold.copies))
+        for index in corrupt:
+            self.counters[f"corrupt_{tier_of(hold.copies[index])}_pages"] += 1
+        return [hold.copies[index] for index in corrupt]
+
+    def stored(
+        self, slab: Slab, slots: Sequence[int], keys: Sequence[PageKey], fingerprint: bytes
+    ) -> list[Acceptance]:
+        """Takes announced slots into the index, and queues new pages for write-behind.
+
+        Raises InvalidRequest, and takes none, for a slot that is not there or a foreign key.
+        """
+        if len(slots) != len(keys):
+            raise InvalidRequest(f"{len(slots)} slots announced with {len(keys)} keys")
+        if any(slot >= slab.header.slots for slot in slots):
+            raise InvalidRequest(f"{slab.name} has only {slab.header.slots} slots")
+        if any(not key.startswith(fingerprint) for key in keys):
+            raise InvalidRequest("a page of another fingerprint than the engine's")
+        outcomes = []
+        for slot, key in zip(slots, keys, strict=True):
+            known = slab.copies.get(slot)
+            held = self.best_copy(key) is not None and known is None
+            outcome = self._dram.accept(slab, slot, key, held=held)
+            self.counters[f"stored_{outcome}_pages"] += 1
+            if outcome is Acceptance.ACCEPTED and known is None:
+                self.take_in([slab.copies[slot]])
+            outcomes.append(outcome)
+        return outcomes
+
+    def take_in(self, copies: Iterable[DramCopy]) -> None:
+        """New copies in dram: late ones of deleted pages are destroyed, the others written behind.
+
+        A copy of a durable page stays as a cache only when it is the very record that is on disk:
+        the bytes of a key may differ from one computation to the next, and the first ones win.
+        """
+        fresh = []
+        for copy in copies:
+            durable = self._disk.get(copy.key)
+            if self.doomed.get(copy.key, -1) >= copy.sequence:
+                self.counters["late_deleted_pages"] += 1
+                self._dram.remove(copy)
+            elif durable is None:
+                fresh.append(copy)
+            elif durable.sequence != copy.sequence:
+                self.counters["stored_duplicate_pages"] += 1
+                self._dram.remove(copy)
+        fresh.sort(key=lambda copy: copy.sequence)
+        self._write_behind.enqueue(fresh)
+
+    def may_evict(self, copy: DramCopy) -> bool:
+        """Whether a dram copy may be dropped: it is durable, or the disk tier cannot take it."""
+        return self._disk.get(copy.key) is not None or self._write_behind.failing is not None
+
+    def evict(self, pages: int, slabs: Sequence[Slab]) -> int:
+        """Drops up to `pages` least recently used pages from these slabs. Returns how many.
+
+        Pages that are not durable go only while the disk tier takes nothing, and are counted.
+        """
+        durable = self._dram.evict(pages, lambda c: self._disk.get(c.key) is not None, slabs)
+        lost: list[DramCopy] = []
+        if len(durable) < pages and self._write_behind.failing is not None:
+            lost = self._dram.evict(pages - len(durable), self.may_evict, slabs)
+        self.counters["evicted_dram_pages"] += len(durable)
+        self.counters["evicted_undurable_pages"] += len(lost)
+        return len(durable) + len(lost)
+
+    async def drop_dram(self, keys: Iterable[PageKey] | None) -> tuple[int, int]:
+        """Drops dram copies of durable pages that nobody reads; None: of all. (pages, bytes)."""
+        copies = list(self._dram.pages())
+        if keys is not None:
+            copies = [copy for key in keys if (copy := self._dram.get(key)) is not None]
+        pages = page_bytes = 0
+        for copy in copies:
+            if copy.gone or copy.holds or self._disk.get(copy.key) is None:
+                continue
+            self._dram.remove(copy)
+            pages += 1
+            page_bytes += copy.payload_bytes
+            await asyncio.sleep(0)  # zeroing takes time: let other connections have a turn
+        return pages, page_bytes
+
+    async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
+        """Waits for pages to be durable, their write-behind first. Indexes of those missing."""
+        self._write_behind.urge(keys)
+        return await self._waiters.wait(keys, timeout_seconds)

@@ -1,0 +1,299 @@
+"""What is said on the node agent's socket: length-prefixed msgpack frames, each one checked.
+
+    frame    4 bytes little-endian length of the body, body
+    body     msgpack array: call number, then one of the structs below, tagged by its op
+
+A caller says `Hello` first. Each call gets one reply with its number: the op's reply struct or a
+`Failure`. Whoever sends a frame that is too long, malformed or of the wrong type gets a `Failure`
+with call number 0, and the connection is closed. Page keys travel as one blob, 48 bytes each.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+
+from agentmem.core import PAGE_KEY_BYTES, PageKey, Tier
+from agentmem.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+FRAME_BYTES_MAX = 8 << 20
+KEYS_MAX = 65_536
+LENGTH = struct.Struct("<I")
+
+# Order of bits in `ResidencyReply.tiers`, and of numbers in `LoadsReply.tiers` (from 1, 0: none).
+TIERS = (Tier.DRAM, Tier.DISK, Tier.OBJECT)
+DURABLE_BIT = 0x80
+
+Keys = Annotated[bytes, msgspec.Meta(max_length=KEYS_MAX * PAGE_KEY_BYTES)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+ClaimId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Indexes = Annotated[list[Count], msgspec.Meta(max_length=KEYS_MAX)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+KeyBlob = Annotated[bytes, msgspec.Meta(min_length=PAGE_KEY_BYTES, max_length=PAGE_KEY_BYTES)]
+
+
+class Struct(msgspec.Struct, forbid_unknown_fields=True):
+    """Base of all messages: unknown fields and wrong types are refused."""
+
+
+class Hello(Struct, tag="hello", forbid_unknown_fields=False):
+    """First of a connection. Unknown fields are let pass: a newer peer is told its version."""
+
+    version: int
+    role: Literal["engine", "gateway", "worker"]
+    engine_id: str
+    pid: int
+    fingerprint: bytes
+
+
+class Grant(Struct, tag="grant"):
+    slot_bytes: Count
+    slots: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+
+
+class GiveBack(Struct, tag="give_back"):
+    slabs: Annotated[list[Name], msgspec.Meta(max_length=4096)]
+
+
+class Stored(Struct, tag="stored"):
+    slab: Name
+    slots: Indexes
+    keys: Keys
+
+
+class Missing(Struct, tag="missing"):
+    keys: Keys
+
+
+class Find(Struct, tag="find"):
+    keys: Keys
+
+
+class Locate(Struct, tag="locate"):
+    keys: Keys
+
+
+class Release(Struct, tag="release"):
+    hold_id: Count
+    loaded: dict[Tier, Indexes]
+    corrupt: Indexes
+
+
+class Claim(Struct, tag="claim"):
+    claim_id: ClaimId
+    keys: Keys
+    expires_at: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+
+
+class Unclaim(Struct, tag="unclaim"):
+    claim_id: ClaimId
+    keys: Keys
+
+
+class Residency(Struct, tag="residency"):
+    keys: Keys
+
+
+class WaitDurable(Struct, tag="wait_durable"):
+    keys: Keys
+    timeout_seconds: Seconds
+
+
+class Loads(Struct, tag="loads"):
+    keys: Keys
+    since_seq: Count
+
+
+class CopyPage(Struct, tag="copy_page"):
+    source: KeyBlob
+    target: KeyBlob
+
+
+class DropTier(Struct, tag="drop_tier"):
+    tier: Literal["dram"]
+    keys: Keys | None
+
+
+class Stats(Struct, tag="stats"):
+    pass
+
+
+class Ping(Struct, tag="ping"):
+    pass
+
+
+class Failure(Struct, tag="failure"):
+    """`kind` is protocol, invalid, refused (`reason` says under which count) or failed."""
+
+    kind: str
+    message: str
+    reason: str = ""
+
+
+class Done(Struct, tag="done"):
+    pass
+
+
+class Welcome(Struct, tag="welcome"):
+    version: int
+    node_id: str
+
+
+class GrantReply(Struct, tag="grant_reply"):
+    """`path` is empty when there was no room for another slab; `freed_slots` of the engine's own
+    slots were then emptied instead."""
+
+    path: str
+    freed_slots: int
+
+
+class StoredReply(Struct, tag="stored_reply"):
+    """One byte per slot, in order: index into `ACCEPTANCES`."""
+
+    outcomes: bytes
+
+
+class MissingReply(Struct, tag="missing_reply"):
+    """One byte per key: 1 where no tier has it."""
+
+    missing: bytes
+
+
+class CountReply(Struct, tag="count_reply"):
+    count: int
+
+
+class LocateReply(Struct, tag="locate_reply"):
+    """`pages`: (tier number from 0, index into `paths`, record offset, payload bytes) each."""
+
+    hold_id: int
+    paths: list[str]
+    pages: list[tuple[int, int, int, int]]
+
+
+class DeletedReply(Struct, tag="deleted_reply"):
+    pages: int
+    page_bytes: int
+
+
+class ResidencyReply(Struct, tag="residency_reply"):
+    """One byte per key: bit i for tier `TIERS[i]`, and `DURABLE_BIT`."""
+
+    tiers: bytes
+
+
+class IndexesReply(Struct, tag="indexes_reply"):
+    indexes: list[int]
+
+
+class LoadsReply(Struct, tag="loads_reply"):
+    """`seq` is the newest movement; one byte per key: 0 not loaded since, i + 1 for `TIERS[i]`."""
+
+    seq: int
+    tiers: bytes
+
+
+class StatsReply(Struct, tag="stats_reply"):
+    values: dict[str, int]
+
+
+ACCEPTANCES = ("accepted", "duplicate", "stale", "corrupt")
+
+Request = (
+    Hello
+    | Grant
+    | GiveBack
+    | Stored
+    | Missing
+    | Find
+    | Locate
+    | Release
+    | Claim
+    | Unclaim
+    | Residency
+    | WaitDurable
+    | Loads
+    | CopyPage
+    | DropTier
+    | Stats
+    | Ping
+)
+Reply = (
+    Failure
+    | Done
+    | Welcome
+    | GrantReply
+    | StoredReply
+    | MissingReply
+    | CountReply
+    | LocateReply
+    | DeletedReply
+    | ResidencyReply
+    | IndexesReply
+    | LoadsReply
+    | StatsReply
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder = msgspec.msgpack.Decoder(tuple[Count, Request])
+_reply_decoder = msgspec.msgpack.Decoder(tuple[Count, Reply])
+
+
+def encode_frame(call: int, message: Request | Reply) -> bytes:
+    """One frame. Raises ProtocolError when it would be longer than a frame may be."""
+    body = _encoder.encode((call, message))
+    if len(body) > FRAME_BYTES_MAX:
+        raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {FRAME_BYTES_MAX}")
+    return LENGTH.pack(len(body)) + body
+
+
+def body_bytes(prefix: bytes) -> int:
+    """Length of the body that follows. Raises ProtocolError over the limit."""
+    (size,) = LENGTH.unpack(prefix)
+    if not 0 < size <= FRAME_BYTES_MAX:
+        raise ProtocolError(f"a frame of {size} bytes: 1 to {FRAME_BYTES_MAX} are allowed")
+    return int(size)
+
+
+def decode_request(body: bytes) -> tuple[int, Request]:
+    """Call number and request. Raises ProtocolError for anything that is no request."""
+    try:
+        return _request_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"not a request: {error}") from error
+
+
+def decode_reply(body: bytes) -> tuple[int, Reply]:
+    """Call number and reply. Raises ProtocolError for anything that is no reply."""
+    try:
+        return _reply_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"not a reply: {error}") from error
+
+
+def join_keys(keys: Sequence[bytes]) -> bytes:
+    """The keys as one blob. Raises ProtocolError for too many or a key of the wrong size."""
+    if len(keys) > KEYS_MAX:
+        raise ProtocolError(f"{len(keys)} keys in one call: at most {KEYS_MAX}")
+    if any(len(key) != PAGE_KEY_BYTES for key in keys):
+        raise ProtocolError(f"a page key has {PAGE_KEY_BYTES} bytes")
+    return b"".join(keys)
+
+
+def split_keys(blob: bytes) -> list[PageKey]:
+    """The keys of a blob. Raises ProtocolError when its length is no multiple of a key's."""
+    if len(blob) % PAGE_KEY_BYTES:
+        raise ProtocolError(f"{len(blob)} bytes are no whole number of {PAGE_KEY_BYTES}-byte keys")
+    return [PageKey(blob[at : at + PAGE_KEY_BYTES]) for at in range(0, len(blob), PAGE_KEY_BYTES)]
+
+
+def check_indexes(indexes: Iterable[int], count: int) -> None:
+    """Raises ProtocolError when an index does not name one of `count` keys."""
+    for index in indexes:
+        if not 0 <= index < count:
+            raise ProtocolError(f"index {index} is outside of the {count} keys of the hold")

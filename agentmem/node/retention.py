@@ -1,0 +1,119 @@
+"""What must stay and what must go: claims, deletion, quarantine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+from agentmem.core import PageKey
+from agentmem.errors import PageCorrupt
+from agentmem.node.holds import Copy
+from agentmem.node.ownership import Ownership
+from agentmem.pages.record import verify_record
+from agentmem.store.disk import DiskTier
+from agentmem.store.dram import DramCopy, DramTier
+
+logger = logging.getLogger(__name__)
+
+# How long a deleted key is remembered, so that an older record of it, still on its way from an
+# engine's spool, is destroyed when it is announced.
+DOOMED_SECONDS = 600.0
+DOOMED_MAX = 1 << 20
+_SCRUB_CHUNK_PAGES = 8
+
+
+class Retention:
+    """Claims and deletion over all tiers."""
+
+    def __init__(
+        self, ownership: Ownership, dram: DramTier, disk: DiskTier, executor: Executor
+    ) -> None:
+        self._ownership = ownership
+        self._dram = dram
+        self._disk = disk
+        self._executor = executor
+        self._doomed_order: deque[tuple[float, PageKey]] = deque()
+        self._claims_position = b""
+
+    async def open(self) -> None:
+        """Finishes deletions that a crash interrupted: to be called after the slabs are read."""
+        self._remember_doomed(await self._disk.doomed())
+        self._ownership.take_in(list(self._dram.pages()))
+
+    async def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
+        """Registers interest in pages, stored already or not, until `expires_at` (epoch)."""
+        await self._disk.claim(claim_id.encode(), keys, expires_at)
+
+    async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> tuple[int, int]:
+        """Ends a claim; pages that nothing else claims are deleted from every tier.
+
+        They are invisible and their bytes destroyed on return; where a page is being read its
+        bytes go with the last read hold. Returns pages deleted and their payload bytes.
+        """
+        unclaimed = await self._disk.unclaim(claim_id.encode(), keys)
+        sizes = {extent.key: extent.payload_bytes for extent in unclaimed.extents}
+        self._remember_doomed(dict.fromkeys(unclaimed.keys, unclaimed.sequence))
+        for count, key in enumerate(unclaimed.keys):
+            copy = self._dram.get(key)
+            if copy is None or copy.sequence > unclaimed.sequence:
+                continue  # stored again since
+            sizes[key] = copy.payload_bytes
+            self._dram.remove(copy)
+            if count % _SCRUB_CHUNK_PAGES == 0:
+                await asyncio.sleep(0)  # zeroing takes time: let other connections have a turn
+        await self._disk.reclaim()
+        self._ownership.counters["deleted_pages"] += len(sizes)
+        return len(sizes), sum(sizes.values())
+
+    async def judge(self, suspects: Sequence[Copy]) -> None:
+        """Reads pages that a reader found corrupt, and quarantines those that are.
+
+        The caller holds them. A page that checks here stays: the reader's own memory, or a read
+        that failed once, is not the page's fault.
+        """
+        loop = asyncio.get_running_loop()
+        for copy in suspects:
+            read = self._ownership.reader(copy)
+            fault = await loop.run_in_executor(self._executor, _fault, read, copy.key)
+            if fault is None or copy.gone:
+                continue
+            logger.error("page is quarantined: %s", fault)
+            if isinstance(copy, DramCopy):
+                self._ownership.counters["quarantined_dram_pages"] += 1
+                self._dram.remove(copy)
+            else:
+                self._ownership.counters["quarantined_disk_pages"] += 1
+                await self._disk.remove([copy.key])
+
+    async def sweep(self) -> None:
+        """Forgets what need not be remembered: expired claims, deletions long done."""
+        horizon = time.monotonic() - DOOMED_SECONDS
+        old = []
+        order = self._doomed_order
+        while order and (order[0][0] <= horizon or len(order) > DOOMED_MAX):
+            old.append(order.popleft()[1])
+        if old:
+            again = {key for _, key in order}
+            old = [key for key in old if key not in again]
+            for key in old:
+                self._ownership.doomed.pop(key, None)
+            await self._disk.forget_doomed(old)
+        self._claims_position = await self._disk.prune_claims(self._claims_position)
+
+    def _remember_doomed(self, doomed: dict[PageKey, int]) -> None:
+        now = time.monotonic()
+        self._ownership.doomed.update(doomed)
+        self._doomed_order.extend((now, key) for key in doomed)
+
+
+def _fault(read: Callable[[], memoryview], key: PageKey) -> str | None:
+    """What is wrong with a record, None when it checks."""
+    try:
+        verify_record(read(), key)
+    except (OSError, PageCorrupt) as error:
+        return str(error)
+    return None

@@ -1,0 +1,217 @@
+"""The node agent: one process per host that owns all bytes below the GPU."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from agentmem.config import Settings
+from agentmem.errors import ConfigurationInvalid
+from agentmem.node.calls import Calls
+from agentmem.node.connection import Connection
+from agentmem.node.durability import DurabilityWaiters
+from agentmem.node.ownership import Ownership
+from agentmem.node.retention import Retention
+from agentmem.node.slabs import Slabs
+from agentmem.node.writebehind import WriteBehind
+from agentmem.pages.slab import NODE_ID_HEX_DIGITS
+from agentmem.store.disk import DiskTier
+from agentmem.store.dram import DramTier
+
+logger = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 512
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the shared memory of POSIX, not a temporary file
+_IO_THREADS = 4
+_HOUSEKEEPING_SECONDS = 1.0
+_DRAIN_SECONDS_MAX = 30.0
+
+
+class NodeAgent:
+    """Owns a node directory (packs, index), a slab directory in shared memory, and a socket.
+
+    `start` raises ConfigurationInvalid when another agent owns the directory, OSError or lmdb.Error
+    when it cannot be read. `stop` makes what is queued durable, for at most 30 s.
+    """
+
+    def __init__(
+        self, *, node_dir: Path, socket_path: Path, dram_bytes: int, disk_bytes: int
+    ) -> None:
+        self._node_dir = node_dir
+        self._socket_path = socket_path
+        self._dram_bytes = dram_bytes
+        self._disk_bytes = disk_bytes
+        self._connections: set[Connection] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Gauges and counters, as the `stats` call gives them."""
+        return self._calls.stats()
+
+    async def start(self) -> None:
+        """Recovers disk and slabs, then listens."""
+        self._node_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _lock(self._node_dir / "lock")
+        node_id = _node_id(self._node_dir / "id")
+        self._executor = ThreadPoolExecutor(_IO_THREADS, "node-io")
+        self._dram = DramTier(_SHARED_MEMORY / f"agentmem-{node_id}", node_id, self._dram_bytes)
+        self._disk = DiskTier(self._node_dir / "packs", node_id, self._disk_bytes)
+        recovery = await self._disk.open()
+        if recovery != (0, 0, 0, False):
+            logger.warning("disk tier recovered: %s", recovery)
+        self._dram.open()
+        waiters = DurabilityWaiters(lambda key: self._disk.get(key) is not None)
+        self._write_behind = WriteBehind(self._dram, self._disk, waiters, self._executor)
+        ownership = Ownership(self._dram, self._disk, self._write_behind, waiters)
+        self._retention = Retention(ownership, self._dram, self._disk, self._executor)
+        self._slabs = Slabs(node_id, self._dram, ownership, self._executor)
+        await self._retention.open()
+        self._slabs.adopt_orphans()
+        self._calls = Calls(
+            node_id=node_id,
+            dram=self._dram,
+            disk=self._disk,
+            ownership=ownership,
+            write_behind=self._write_behind,
+            retention=self._retention,
+            slabs=self._slabs,
+        )
+        self._spawn(self._write_behind.run())
+        self._spawn(self._reclaim())
+        self._spawn(self._housekeeping())
+        self._server = await self._listen()
+        logger.info(
+            "node agent %s is ready on %s: %d pages in dram, %d on disk",
+            node_id,
+            self._socket_path,
+            self._dram.usage().pages,
+            self._disk.usage().pages,
+        )
+
+    async def stop(self) -> None:
+        """Hangs up, makes what is queued durable (bounded), and lets go of the directory."""
+        self._server.close()
+        for connection in list(self._connections):
+            connection.close()
+        self._socket_path.unlink(missing_ok=True)
+        if not await self._write_behind.drain(_DRAIN_SECONDS_MAX):
+            logger.error("%d pages are not durable yet", self._write_behind.queued_pages)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._disk.close()
+        self._dram.close()
+        self._executor.shutdown(wait=True)
+        os.close(self._lock)
+
+    async def run_until(self, stopped: asyncio.Event) -> None:
+        """Waits for `stopped`. Raises what ended one of the agent's loops before that."""
+        wait = asyncio.create_task(stopped.wait())
+        done, _ = await asyncio.wait([wait, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        wait.cancel()
+        for task in done - {wait}:
+            task.result()
+
+    def _spawn(self, loop: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(loop))
+
+    async def _listen(self) -> asyncio.Server:
+        self._socket_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # We hold the node directory's lock: a socket that is there is a dead agent's.
+        self._socket_path.unlink(missing_ok=True)
+        previous = os.umask(0o177)
+        try:
+            return await asyncio.start_unix_server(self._serve, self._socket_path, backlog=256)
+        finally:
+            os.umask(previous)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(self._calls, reader, writer)
+        if len(self._connections) >= CONNECTIONS_MAX:
+            self._calls.counters["connections_refused"] += 1
+            await connection.refuse(f"the agent has {CONNECTIONS_MAX} connections already")
+            return
+        self._connections.add(connection)
+        try:
+            await connection.serve()
+        finally:
+            self._connections.discard(connection)
+
+    async def _reclaim(self) -> None:
+        while True:
+            await self._disk.reclaim_wanted.wait()
+            await self._attempt(self._disk.reclaim())
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            self._slabs.adopt_orphans()
+            self._dram.unlink_empty()
+            await self._attempt(self._retention.sweep())
+
+    async def _attempt(self, work: Coroutine[Any, Any, None]) -> None:
+        """Lets a failing medium stall the work of a loop, not end the loop."""
+        try:
+            await work
+        except (OSError, lmdb.Error):
+            self._calls.counters["housekeeping_failed"] += 1
+            logger.exception("housekeeping failed; it is tried again")
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+
+
+def run_node(settings: Settings) -> None:
+    """Runs the node agent until SIGTERM or SIGINT. Raises AgentmemError when it cannot start."""
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    agent = NodeAgent(
+        node_dir=settings.node_dir,
+        socket_path=settings.node_socket,
+        dram_bytes=settings.dram_bytes,
+        disk_bytes=settings.disk_bytes,
+    )
+    await agent.start()
+    try:
+        await agent.run_until(stopped)
+    finally:
+        await agent.stop()
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise ConfigurationInvalid(
+            f"another node agent owns {path.parent}", hint="Stop it, or set another data directory."
+        ) from error
+    return fd
+
+
+def _node_id(path: Path) -> str:
+    """The node's id, made once. Raises ConfigurationInvalid for a file that holds no id."""
+    if not path.exists():
+        temporary = path.with_suffix(".new")
+        temporary.write_text(secrets.token_hex(NODE_ID_HEX_DIGITS // 2))
+        temporary.rename(path)
+    node_id = path.read_text().strip()
+    if len(node_id) != NODE_ID_HEX_DIGITS or not all(c in "0123456789abcdef" for c in node_id):
+        raise ConfigurationInvalid(f"{path} does not hold a node id of {NODE_ID_HEX_DIGITS} digits")
+    return node_id

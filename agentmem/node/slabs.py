@@ -1,0 +1,176 @@
+"""Who gets slabs: grants to engines, the agent's own, and what dead engines leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import NamedTuple
+
+from agentmem.core import PageKey
+from agentmem.errors import InvalidRequest, NotFound, StoreRefused
+from agentmem.node.ownership import Ownership
+from agentmem.pages.record import (
+    HEADER_BYTES,
+    RecordHeader,
+    encode_header,
+    record_bytes,
+    verify_record,
+)
+from agentmem.pages.slab import AGENT_OWNER, SlabHeader, check_shape, commit_slot
+from agentmem.store.dram import DramTier, Slab, create_slab
+
+logger = logging.getLogger(__name__)
+
+_AGENT_SLAB_SLOTS = 8
+
+
+class Owner(NamedTuple):
+    """An engine's process, as the kernel names it."""
+
+    engine_id: str
+    pid: int
+    start_ticks: int
+
+
+class Slabs:
+    """Grants and takes back slabs of the dram tier."""
+
+    def __init__(
+        self, node_id: str, dram: DramTier, ownership: Ownership, executor: Executor
+    ) -> None:
+        self._node_id = node_id
+        self._dram = dram
+        self._ownership = ownership
+        self._executor = executor
+
+    async def grant(self, owner: Owner, slot_bytes: int, slots: int) -> tuple[str, int]:
+        """A new slab's path; or, without room for one, "" and how many slots of the engine's
+        slabs were emptied instead. Raises InvalidRequest for an impossible shape.
+        """
+        try:
+            check_shape(slot_bytes, slots)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+        try:
+            slab = await self._make(owner, slot_bytes, slots)
+        except StoreRefused as error:
+            self._ownership.counters[f"grants_refused_{error.reason}"] += 1
+            return "", self._ownership.evict(slots, self.slabs_of(owner))
+        return str(slab.path), 0
+
+    def slabs_of(self, owner: Owner) -> list[Slab]:
+        """The slabs that this engine's process owns."""
+        return [slab for slab in self._dram.slabs.values() if _owns(owner, slab)]
+
+    def slab_of(self, owner: Owner, name: str) -> Slab:
+        """One of the engine's slabs. Raises NotFound for any other."""
+        slab = self._dram.slabs.get(name)
+        if slab is None or not _owns(owner, slab):
+            raise NotFound("slab", name)
+        return slab
+
+    def take_back(self, slabs: Sequence[Slab]) -> None:
+        """The agent owns these from now on; what they hold stays served."""
+        for slab in slabs:
+            found = self._dram.adopt(slab)
+            self._ownership.take_in(found)
+            logger.info("slab %s is the agent's now, %d new pages in it", slab.name, len(found))
+        self._dram.unlink_empty()
+
+    def adopt_orphans(self) -> int:
+        """Takes back the slabs of dead engines. Returns how many."""
+        orphans = self._dram.orphans()
+        self._ownership.counters["slabs_adopted"] += len(orphans)
+        self.take_back(orphans)
+        return len(orphans)
+
+    async def copy_page(self, source: PageKey, target: PageKey) -> None:
+        """Stores the page `source` under the key `target`, too; it becomes durable by itself.
+
+        Raises NotFound without the source, PageCorrupt, StoreRefused without room.
+        """
+        if self._ownership.best_copy(target) is not None:
+            return
+        hold = self._ownership.hold_prefix([source])
+        try:
+            if not hold.copies:
+                raise NotFound("page", source.hex())
+            copy = hold.copies[0]
+            slab, slot = await self._agent_slot(copy.payload_bytes)
+            try:
+                write = partial(
+                    _copy_record, self._ownership.reader(copy), source, target, slab, slot
+                )
+                await asyncio.get_running_loop().run_in_executor(self._executor, write)
+            finally:
+                self._dram.end_writing(slab, slot)
+            held = self._ownership.best_copy(target) is not None
+            self._dram.accept(slab, slot, target, held=held)
+            if not held:
+                self._ownership.take_in([slab.copies[slot]])
+        finally:
+            self._ownership.holds.end(hold.hold_id)
+
+    async def _agent_slot(self, payload_bytes: int) -> tuple[Slab, int]:
+        """A slot for the agent to write, in the adopted slabs, a new one, or an emptied one."""
+        owner = Owner(AGENT_OWNER, 0, 0)
+        for attempt in ("free", "new", "evicted"):
+            if attempt == "new":
+                try:
+                    await self._make(owner, record_bytes(payload_bytes), _AGENT_SLAB_SLOTS)
+                except StoreRefused:
+                    continue
+            elif attempt == "evicted":
+                self._ownership.evict(1, self._dram.agents_slabs())
+            taken = self._dram.take_slot(payload_bytes)
+            if taken is not None:
+                return taken
+        raise StoreRefused("no slot of the dram tier is free", reason="dram_budget")
+
+    async def _make(self, owner: Owner, slot_bytes: int, slots: int) -> Slab:
+        """Makes a slab within the budget. Raises StoreRefused."""
+        header = SlabHeader(
+            self._node_id, slot_bytes, slots, owner.engine_id, owner.pid, owner.start_ticks
+        )
+        self._shed(header.file_bytes)
+        path = self._dram.reserve(header)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._executor, create_slab, path, header)
+        except OSError as error:
+            self._dram.unreserve(header)
+            logger.error("no slab of %d bytes: %s", header.file_bytes, error)
+            raise StoreRefused(f"no shared memory: {error}", reason="dram_failed") from error
+        return self._dram.add(path)
+
+    def _shed(self, file_bytes: int) -> None:
+        """Deletes slabs of the agent, whose pages are on disk as well, until there is room."""
+        for slab in self._dram.agents_slabs():
+            if self._dram.room_for(file_bytes):
+                return
+            if slab.writing or any(c.holds or c.gone for c in slab.copies.values()):
+                continue
+            if all(self._ownership.may_evict(copy) for copy in slab.copies.values()):
+                self._ownership.evict(len(slab.copies), [slab])
+                self._dram.unlink_empty()
+
+
+def _owns(owner: Owner, slab: Slab) -> bool:
+    header = slab.header
+    return owner == (header.owner_engine_id, header.owner_pid, header.owner_start_ticks)
+
+
+def _copy_record(
+    read: Callable[[], memoryview], source: PageKey, target: PageKey, slab: Slab, slot: int
+) -> None:
+    record = read()
+    header = verify_record(record, source)
+    offset = slab.offset(slot)
+    end = HEADER_BYTES + header.payload_bytes
+    slab.view[offset + HEADER_BYTES : offset + end] = record[HEADER_BYTES:end]
+    written = RecordHeader(target, header.payload_bytes, time.time_ns(), header.checksum)
+    commit_slot(slab.view, offset, encode_header(written))

@@ -1,0 +1,360 @@
+"""The dram tier: pages in shared-memory slabs (see `pages.slab` for who may write what).
+
+Everything here runs on the agent's event loop, but for the creation of slab files.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from agentmem.core import PageKey, Tier
+from agentmem.errors import PageCorrupt, StoreRefused
+from agentmem.pages.record import HEADER_BYTES, RecordHeader, decode_header, record_bytes
+from agentmem.pages.slab import (
+    AGENT_OWNER,
+    SLAB_HEADER_BYTES,
+    SlabHeader,
+    decode_slab_header,
+    encode_slab_header,
+    free_slot,
+    owner_is_alive,
+    slot_is_free,
+    slot_offset,
+)
+from agentmem.store.base import Location, PageCopy, TierUsage
+
+logger = logging.getLogger(__name__)
+
+_ZEROS = bytes(1 << 20)
+
+
+class Acceptance(StrEnum):
+    """What became of an announced slot."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"  # the page was held already: the bytes committed first win
+    STALE = "stale"  # the slot holds another page by now, or none
+    CORRUPT = "corrupt"  # the header does not check; the slot was freed
+
+
+@dataclass(slots=True, eq=False)
+class Slab:
+    """A mapped slab. `copies` has every slot that may not be reused yet, gone pages included."""
+
+    name: str
+    path: Path
+    header: SlabHeader
+    view: memoryview
+    copies: dict[int, DramCopy] = field(default_factory=dict)
+    writing: set[int] = field(default_factory=set)
+
+    @property
+    def is_agents(self) -> bool:
+        """Whether the agent owns it: made for itself, or adopted from a dead engine."""
+        return self.header.owner_engine_id == AGENT_OWNER
+
+    def offset(self, slot: int) -> int:
+        """Offset of a slot's record."""
+        return slot_offset(self.header.slot_bytes, slot)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class DramCopy(PageCopy):
+    """A page in a slot."""
+
+    slab: Slab
+    slot: int
+    sequence: int
+
+    @property
+    def record(self) -> memoryview:
+        """The whole record, padding included, as it goes into a pack."""
+        start = self.slab.offset(self.slot)
+        return self.slab.view[start : start + record_bytes(self.payload_bytes)]
+
+
+class DramTier:
+    """Slabs below one directory, up to `budget_bytes` of them, and the index of their pages."""
+
+    tier = Tier.DRAM
+
+    def __init__(self, directory: Path, node_id: str, budget_bytes: int) -> None:
+        self.slabs: dict[str, Slab] = {}
+        self.corrupt_headers = 0
+        self._directory = directory
+        self._node_id = node_id
+        self._budget_bytes = budget_bytes
+        self._reserved_bytes = 0
+        self._page_bytes = 0
+        self._next_number = 0
+        # Least recently used first.
+        self._pages: OrderedDict[PageKey, DramCopy] = OrderedDict()
+
+    def get(self, key: PageKey) -> DramCopy | None:
+        """The page's copy, or None. Changes nothing."""
+        return self._pages.get(key)
+
+    def location(self, copy: DramCopy) -> Location:
+        """The slab file and the slot's offset in it."""
+        offset = copy.slab.offset(copy.slot)
+        return Location(Tier.DRAM, str(copy.slab.path), offset, copy.payload_bytes)
+
+    def hold(self, copy: DramCopy) -> None:
+        """Takes a read hold, and makes the page the most recently used."""
+        copy.holds += 1
+        if not copy.gone:
+            self._pages.move_to_end(copy.key)
+
+    def unhold(self, copy: DramCopy) -> None:
+        """Ends a read hold; the last one of a copy that is gone frees its slot."""
+        copy.holds -= 1
+        if copy.gone and copy.holds == 0:
+            self._free(copy)
+
+    def usage(self) -> TierUsage:
+        """Pages held, and bytes of all slabs against the budget."""
+        return TierUsage(
+            len(self._pages), self._page_bytes, self._reserved_bytes, self._budget_bytes
+        )
+
+    def pages(self) -> Iterator[DramCopy]:
+        """All pages, least recently used first."""
+        return iter(self._pages.values())
+
+    def open(self) -> None:
+        """Maps the slabs that are there and reads their slot headers."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in sorted(self._directory.iterdir()):
+            if not path.name.startswith("slab-") or path.suffix:
+                path.unlink()  # left by an agent that died while making a slab
+                continue
+            self._next_number = max(self._next_number, int(path.name[5:]) + 1)
+            try:
+                slab = _map_slab(path)
+            except (PageCorrupt, OSError, ValueError) as error:
+                self.corrupt_headers += 1
+                logger.warning("slab %s cannot be used and is removed: %s", path.name, error)
+                path.unlink()
+                continue
+            self.slabs[slab.name] = slab
+            self._reserved_bytes += slab.header.file_bytes
+            self.scan(slab)
+
+    def close(self) -> None:
+        """Leaves the slabs to the next agent; without any, their directory goes."""
+        self.unlink_empty()
+        if not self.slabs:
+            self._directory.rmdir()
+
+    def room_for(self, file_bytes: int) -> bool:
+        """Whether a slab of this size fits the budget now."""
+        return self._reserved_bytes + file_bytes <= self._budget_bytes
+
+    def reserve(self, header: SlabHeader) -> Path:
+        """Reserves budget for a slab and names its file; `create_slab` makes it, `add` adds it.
+
+        Raises StoreRefused without room in the budget.
+        """
+        if not self.room_for(header.file_bytes):
+            raise StoreRefused("the dram tier's budget is used up", reason="dram_budget")
+        self._reserved_bytes += header.file_bytes
+        self._next_number += 1
+        return self._directory / f"slab-{self._next_number - 1:06d}"
+
+    def unreserve(self, header: SlabHeader) -> None:
+        """Gives back what `reserve` took, when the file could not be made."""
+        self._reserved_bytes -= header.file_bytes
+
+    def add(self, path: Path) -> Slab:
+        """Maps a slab that `create_slab` made."""
+        slab = _map_slab(path)
+        self.slabs[slab.name] = slab
+        return slab
+
+    def accept(self, slab: Slab, slot: int, key: PageKey | None, *, held: bool) -> Acceptance:
+        """Takes a committed slot into the index.
+
+        `key` is what the writer announced, None for a slot found by scanning. `held` says that
+        the page is in another tier: this slot is then a duplicate.
+        """
+        offset = slab.offset(slot)
+        known = slab.copies.get(slot)
+        if known is not None:
+            same = known.key == key and not known.gone
+            return Acceptance.ACCEPTED if same else Acceptance.STALE
+        if slot_is_free(slab.view, offset) or slot in slab.writing:
+            return Acceptance.STALE
+        try:
+            header = self._read_header(slab, offset)
+        except PageCorrupt as error:
+            self.corrupt_headers += 1
+            logger.warning("slot %d of %s is freed: %s", slot, slab.name, error)
+            _scrub(slab, offset, slab.header.slot_bytes)
+            return Acceptance.CORRUPT
+        if key is not None and header.key != key:
+            return Acceptance.STALE
+        other = self._pages.get(header.key)
+        # Of two slots found by scanning, the one committed first wins; once a page has been
+        # given to readers or to a pack, its bytes stay what they are.
+        may_replace = other is not None and key is None and not other.holds
+        if other is not None and may_replace and header.sequence < other.sequence:
+            self.remove(other)
+            other = None
+        if held or other is not None:
+            _scrub(slab, offset, record_bytes(header.payload_bytes))
+            return Acceptance.DUPLICATE
+        copy = DramCopy(
+            header.key, header.payload_bytes, slab=slab, slot=slot, sequence=header.sequence
+        )
+        slab.copies[slot] = copy
+        self._pages[copy.key] = copy
+        self._page_bytes += copy.payload_bytes
+        return Acceptance.ACCEPTED
+
+    def scan(self, slab: Slab) -> list[DramCopy]:
+        """Finds committed slots that nobody announced: at start, and when an engine has died."""
+        found = []
+        for slot in range(slab.header.slots):
+            if slot in slab.copies or slot_is_free(slab.view, slab.offset(slot)):
+                continue
+            if self.accept(slab, slot, None, held=False) is Acceptance.ACCEPTED:
+                found.append(slab.copies[slot])
+        return found
+
+    def remove(self, copy: DramCopy) -> None:
+        """The page is no longer found from now on; its slot is freed when no hold is left."""
+        if copy.gone:
+            return
+        copy.gone = True
+        del self._pages[copy.key]
+        self._page_bytes -= copy.payload_bytes
+        if copy.holds == 0:
+            self._free(copy)
+
+    def evict(
+        self,
+        pages: int,
+        may_go: Callable[[DramCopy], bool],
+        slabs: Iterable[Slab] | None = None,
+    ) -> list[DramCopy]:
+        """Drops up to `pages` of the least recently used pages without a hold for which `may_go`.
+
+        `slabs` limits it to these. Returns what it dropped.
+        """
+        within = None if slabs is None else {slab.name for slab in slabs}
+        victims: list[DramCopy] = []
+        for copy in self._pages.values():
+            if len(victims) >= pages:
+                break
+            if copy.holds or (within is not None and copy.slab.name not in within):
+                continue
+            if may_go(copy):
+                victims.append(copy)
+        for copy in victims:
+            self.remove(copy)
+        return victims
+
+    def adopt(self, slab: Slab) -> list[DramCopy]:
+        """Makes a dead engine's slab the agent's; returns pages that were not announced."""
+        slab.header = slab.header._replace(
+            owner_engine_id=AGENT_OWNER, owner_pid=0, owner_start_ticks=0
+        )
+        slab.view[:SLAB_HEADER_BYTES] = encode_slab_header(slab.header)
+        found = self.scan(slab)
+        for slot in range(slab.header.slots):
+            if slot not in slab.copies:  # half a page may lie there
+                _scrub(slab, slab.offset(slot), slab.header.slot_bytes)
+        return found
+
+    def orphans(self) -> list[Slab]:
+        """Slabs whose owner process is dead."""
+        return [s for s in self.slabs.values() if not s.is_agents and not owner_is_alive(s.header)]
+
+    def agents_slabs(self) -> list[Slab]:
+        """Slabs that the agent made for itself or adopted."""
+        return [slab for slab in self.slabs.values() if slab.is_agents]
+
+    def take_slot(self, payload_bytes: int) -> tuple[Slab, int] | None:
+        """Reserves a free slot of an agent's slab that fits the payload; None without one.
+
+        The caller writes it, then calls `end_writing` and, if it was committed, `accept`.
+        """
+        for slab in self.agents_slabs():
+            if slab.header.slot_bytes < record_bytes(payload_bytes):
+                continue
+            for slot in range(slab.header.slots):
+                taken = slot in slab.copies or slot in slab.writing
+                if not taken and slot_is_free(slab.view, slab.offset(slot)):
+                    slab.writing.add(slot)
+                    return slab, slot
+        return None
+
+    def end_writing(self, slab: Slab, slot: int) -> None:
+        """Ends the reservation of `take_slot`, whether or not the slot was committed."""
+        slab.writing.discard(slot)
+
+    def unlink_empty(self) -> int:
+        """Deletes the agent's slabs that hold nothing. Returns how many."""
+        empty = [s for s in self.agents_slabs() if not s.copies and not s.writing]
+        for slab in empty:
+            del self.slabs[slab.name]
+            self._reserved_bytes -= slab.header.file_bytes
+            slab.path.unlink(missing_ok=True)
+        return len(empty)
+
+    def _free(self, copy: DramCopy) -> None:
+        _scrub(copy.slab, copy.slab.offset(copy.slot), record_bytes(copy.payload_bytes))
+        del copy.slab.copies[copy.slot]
+
+    def _read_header(self, slab: Slab, offset: int) -> RecordHeader:
+        header = decode_header(bytes(slab.view[offset : offset + HEADER_BYTES]))
+        if record_bytes(header.payload_bytes) > slab.header.slot_bytes:
+            raise PageCorrupt(f"a payload of {header.payload_bytes} bytes does not fit its slot")
+        return header
+
+
+def _scrub(slab: Slab, offset: int, size_bytes: int) -> None:
+    """Frees a slot and zeros what lay in it: once its page is deleted nobody looks here again."""
+    end = offset + size_bytes
+    for at in range(offset + HEADER_BYTES, end, len(_ZEROS)):
+        size = min(len(_ZEROS), end - at)
+        slab.view[at : at + size] = _ZEROS[:size]
+    free_slot(slab.view, offset)
+
+
+def create_slab(path: Path, header: SlabHeader) -> None:
+    """Makes a slab file with all its memory allocated. Raises OSError when there is none left.
+
+    Allocating here keeps page faults off the hot path, and turns a full /dev/shm into an error
+    now instead of a SIGBUS in the engine later.
+    """
+    temporary = path.with_suffix(".new")
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, header.file_bytes)
+        os.pwrite(fd, encode_slab_header(header), 0)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _map_slab(path: Path) -> Slab:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        header = decode_slab_header(os.pread(fd, SLAB_HEADER_BYTES, 0))
+        if os.fstat(fd).st_size != header.file_bytes:
+            raise PageCorrupt(f"{path.name} has another length than its header says")
+        mapped = mmap.mmap(fd, header.file_bytes)
+    finally:
+        os.close(fd)
+    return Slab(path.name, path, header, memoryview(mapped))

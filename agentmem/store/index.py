@@ -1,0 +1,251 @@
+"""The embedded index (LMDB): which page lies where, who claims it, what must still be destroyed.
+
+Used from one thread at a time (the disk tier's index thread). Every method is one transaction.
+
+    pages    key                     -> pack, offset, payload bytes, sequence
+    packs    pack                    -> committed end, sealed
+    claims   key                     -> claim id + expiry, one duplicate per claim
+    punches  pack, offset            -> size of a record that is deleted and may still lie there
+    doomed   key                     -> records of this key up to that sequence are deleted
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+
+from agentmem.core import PageKey
+from agentmem.pages.record import record_bytes
+
+CLAIM_ID_BYTES_MIN = 1
+CLAIM_ID_BYTES_MAX = 64
+_MAP_BYTES = 16 << 30  # address space; the file grows with what is in it
+_PAGE = struct.Struct("<IQQQ")
+_PACK = struct.Struct("<QB")
+_PACK_KEY = struct.Struct(">I")
+_PUNCH_KEY = struct.Struct(">IQ")
+_U64 = struct.Struct("<Q")
+
+
+class Extent(NamedTuple):
+    """Where a page's record lies in the packs."""
+
+    key: PageKey
+    pack: int
+    offset: int
+    payload_bytes: int
+    sequence: int
+
+
+class PackState(NamedTuple):
+    """Up to where a pack's bytes are indexed; nothing is appended to a sealed one."""
+
+    committed_end: int
+    sealed: bool
+
+
+class Unclaimed(NamedTuple):
+    """Result of `unclaim`: keys that nothing claims any more, and the extents they had.
+
+    Records of these keys with a sequence up to `sequence` are deleted wherever they lie.
+    """
+
+    keys: list[PageKey]
+    extents: list[Extent]
+    sequence: int
+
+
+class PageIndex:
+    """One LMDB environment. Raises lmdb.Error when it cannot be opened, read or written."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._env = lmdb.open(str(path), map_size=_MAP_BYTES, max_dbs=5, mode=0o600)
+        self._pages = self._env.open_db(b"pages")
+        self._packs = self._env.open_db(b"packs", integerkey=False)
+        self._claims = self._env.open_db(b"claims", dupsort=True)
+        self._punches = self._env.open_db(b"punches")
+        self._doomed = self._env.open_db(b"doomed")
+
+    def close(self) -> None:
+        """Closes the environment; nothing is pending, every method committed what it did."""
+        self._env.close()
+
+    def extents(self) -> list[Extent]:
+        """All pages, in the order in which they lie in the packs (oldest first)."""
+        with self._env.begin(db=self._pages) as tx:
+            found = [Extent(PageKey(bytes(k)), *_PAGE.unpack(v)) for k, v in tx.cursor()]
+        return sorted(found, key=lambda extent: (extent.pack, extent.offset))
+
+    def packs(self) -> dict[int, PackState]:
+        """All packs that the index knows."""
+        with self._env.begin(db=self._packs) as tx:
+            return {_PACK_KEY.unpack(k)[0]: _pack_state(v) for k, v in tx.cursor()}
+
+    def punches(self) -> list[tuple[int, int, int]]:
+        """(pack, offset, bytes) of what must still be punched."""
+        with self._env.begin(db=self._punches) as tx:
+            return [(*_PUNCH_KEY.unpack(k), _U64.unpack(v)[0]) for k, v in tx.cursor()]
+
+    def doomed(self) -> dict[PageKey, int]:
+        """Keys whose records up to a sequence are deleted, though copies may still lie in dram."""
+        with self._env.begin(db=self._doomed) as tx:
+            return {PageKey(bytes(k)): _U64.unpack(v)[0] for k, v in tx.cursor()}
+
+    def commit(self, extents: Sequence[Extent], packs: dict[int, PackState]) -> list[Extent]:
+        """Makes written records visible and durable as pages.
+
+        Returns those that did not become pages, because the page was deleted while its record
+        was being written or exists already; their bytes are listed for punching.
+        """
+        refused = []
+        with self._env.begin(write=True) as tx:
+            for extent in extents:
+                doomed = tx.get(extent.key, db=self._doomed)
+                deleted = doomed is not None and _U64.unpack(doomed)[0] >= extent.sequence
+                value = _PAGE.pack(*extent[1:])
+                if deleted or not tx.put(extent.key, value, overwrite=False, db=self._pages):
+                    refused.append(extent)
+                    self._list_punch(tx, extent)
+            for number, state in packs.items():
+                value = _PACK.pack(state.committed_end, state.sealed)
+                tx.put(_PACK_KEY.pack(number), value, db=self._packs)
+        return refused
+
+    def remove(self, keys: Iterable[PageKey]) -> list[Extent]:
+        """Removes pages; their bytes are listed for punching. Returns what was there."""
+        with self._env.begin(write=True) as tx:
+            return [extent for key in keys if (extent := self._pop(tx, key)) is not None]
+
+    def forget(self, extents: Iterable[Extent], packs: Iterable[int]) -> None:
+        """Drops pages and packs whose files are gone, without anything left to punch."""
+        with self._env.begin(write=True) as tx:
+            for extent in extents:
+                tx.delete(extent.key, db=self._pages)
+            for number in packs:
+                tx.delete(_PACK_KEY.pack(number), db=self._packs)
+                cursor = tx.cursor(db=self._punches)
+                positioned = cursor.set_range(_PUNCH_KEY.pack(number, 0))
+                while positioned and _PUNCH_KEY.unpack(cursor.key())[0] == number:
+                    positioned = cursor.delete()
+
+    def finish(self, punched: Iterable[tuple[int, int]], doomed: Iterable[PageKey]) -> None:
+        """Notes that bytes at (pack, offset) and dram copies of deleted keys are destroyed."""
+        with self._env.begin(write=True) as tx:
+            for pack, offset in punched:
+                tx.delete(_PUNCH_KEY.pack(pack, offset), db=self._punches)
+            for key in doomed:
+                tx.delete(key, db=self._doomed)
+
+    def claim(self, claim_id: bytes, keys: Iterable[PageKey], expires_at_us: int) -> None:
+        """Registers or renews a claim on pages, whether or not they are stored already."""
+        with self._env.begin(write=True, db=self._claims) as tx:
+            for key in keys:
+                self._drop_claim(tx, key, claim_id)
+                tx.put(key, _claim_value(claim_id, expires_at_us), dupdata=True)
+
+    def unclaim(self, claim_id: bytes, keys: Iterable[PageKey], now_us: int) -> Unclaimed:
+        """Ends a claim. Pages left without an unexpired claim are deleted, atomically with it.
+
+        They are doomed as well: neither a crash nor a late copy can bring them back.
+        """
+        # Taken in the index thread, so that every record committed so far is older.
+        sequence = time.time_ns()
+        result = Unclaimed([], [], sequence)
+        with self._env.begin(write=True) as tx:
+            for key in keys:
+                self._drop_claim(tx, key, claim_id)
+                if self._is_claimed(tx, key, now_us):
+                    continue
+                tx.delete(key, db=self._claims)  # every duplicate left has expired
+                tx.put(key, _U64.pack(sequence), db=self._doomed)
+                result.keys.append(key)
+                if (extent := self._pop(tx, key)) is not None:
+                    result.extents.append(extent)
+        return result
+
+    def evict_unclaimed(
+        self, candidates: Iterable[PageKey], size_bytes: int, now_us: int
+    ) -> list[Extent]:
+        """Removes pages that nothing claims, in the order given, until `size_bytes` are found."""
+        evicted: list[Extent] = []
+        with self._env.begin(write=True) as tx:
+            for key in candidates:
+                if size_bytes <= 0:
+                    break
+                if self._is_claimed(tx, key, now_us):
+                    continue
+                if (extent := self._pop(tx, key)) is not None:
+                    evicted.append(extent)
+                    size_bytes -= record_bytes(extent.payload_bytes)
+        return evicted
+
+    def claims(self, key: PageKey) -> list[tuple[bytes, int]]:
+        """(claim id, expiry in microseconds) of all claims on a page, expired ones included."""
+        with self._env.begin(db=self._claims) as tx:
+            return list(_claims_of(tx.cursor(), key))
+
+    def prune_expired(self, now_us: int, rows_max: int, after: bytes) -> tuple[int, bytes]:
+        """Drops expired claims among the next `rows_max` rows after key `after`.
+
+        Returns how many were dropped and the key to go on after (empty when at the end).
+        """
+        dropped = 0
+        with self._env.begin(write=True, db=self._claims) as tx:
+            cursor = tx.cursor()
+            positioned = cursor.set_range(after) if after else cursor.first()
+            for _ in range(rows_max):
+                if not positioned:
+                    return dropped, b""
+                if _claim_of(cursor.value())[1] <= now_us:
+                    positioned = cursor.delete()
+                    dropped += 1
+                else:
+                    positioned = cursor.next()
+            return dropped, bytes(cursor.key()) if positioned else b""
+
+    def _pop(self, tx: Any, key: PageKey) -> Extent | None:
+        value = tx.pop(key, db=self._pages)
+        if value is None:
+            return None
+        extent = Extent(key, *_PAGE.unpack(value))
+        self._list_punch(tx, extent)
+        return extent
+
+    def _list_punch(self, tx: Any, extent: Extent) -> None:
+        size = _U64.pack(record_bytes(extent.payload_bytes))
+        tx.put(_PUNCH_KEY.pack(extent.pack, extent.offset), size, db=self._punches)
+
+    def _drop_claim(self, tx: Any, key: PageKey, claim_id: bytes) -> None:
+        cursor = tx.cursor(db=self._claims)
+        prefix = bytes([len(claim_id)]) + claim_id
+        if cursor.set_range_dup(key, prefix) and cursor.value().startswith(prefix):
+            cursor.delete()
+
+    def _is_claimed(self, tx: Any, key: PageKey, now_us: int) -> bool:
+        claims = _claims_of(tx.cursor(db=self._claims), key)
+        return any(expires_at_us > now_us for _, expires_at_us in claims)
+
+
+def _claims_of(cursor: Any, key: PageKey) -> Iterator[tuple[bytes, int]]:
+    if cursor.set_key(key):
+        for value in cursor.iternext_dup():
+            yield _claim_of(value)
+
+
+def _claim_value(claim_id: bytes, expires_at_us: int) -> bytes:
+    return bytes([len(claim_id)]) + claim_id + _U64.pack(expires_at_us)
+
+
+def _claim_of(value: bytes) -> tuple[bytes, int]:
+    return bytes(value[1:-8]), _U64.unpack(value[-8:])[0]
+
+
+def _pack_state(value: bytes) -> PackState:
+    end, sealed = _PACK.unpack(value)
+    return PackState(end, bool(sealed))
