@@ -36,8 +36,8 @@ PIP_TRIES = 3
 
 # Measured with Python 3.11 (CPU build) and 3.12 (PyPI's build), in GB: downloaded, and kept in
 # .venv. At its fullest the disk holds what is kept, the wheels, and pip's cache of them.
-DOWNLOAD_GB = {"cpu": 0.6, "cuda": 3.1}
-KEPT_GB = {"cpu": 1.9, "cuda": 6.0}
+DOWNLOAD_GB = {"cpu": 0.5, "cuda": 3.1}
+KEPT_GB = {"cpu": 1.8, "cuda": 5.8}
 
 # Imported at the end in one process: what is missing or broken shows here, not in a first turn.
 SELF_CHECK = (
@@ -166,8 +166,9 @@ class Progress:
             if not self._terminal and large and int(large[1]) >= 20:
                 say(f"  {self._doing}")
         elif line.startswith("Installing collected packages"):
-            self._doing = f"unpacking {line.count(',') + 1} packages"
-            if not self._terminal:
+            count = line.count(",") + 1
+            self._doing = f"unpacking {count} packages" if count > 1 else "unpacking"
+            if not self._terminal and count > 1:
                 say(f"  {self._doing}")
 
     def _tick(self) -> None:
@@ -293,7 +294,7 @@ def torch_build() -> str:
 def announce(build: str) -> None:
     """Says what will be downloaded and kept, and raises SetupError if the disk is too full."""
     if build == "here":
-        say("torch is installed already; the rest is at most 0.5 GB to download")
+        say("torch is installed already; the rest is at most 0.3 GB to download")
         needed = 1.0
     else:
         needed = KEPT_GB[build] + 2 * DOWNLOAD_GB[build]
@@ -302,7 +303,7 @@ def announce(build: str) -> None:
             f"all (unless pip has it cached), {KEPT_GB[build]:.1f} GB kept in .venv"
         )
     if build == "cuda":
-        say("  (a CPU build, where pip's configuration names one, takes 0.6 and 1.9 GB instead)")
+        say("  (a CPU build, where pip's configuration names one, takes 0.5 and 1.8 GB instead)")
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < needed:
         raise SetupError(
