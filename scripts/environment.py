@@ -66,7 +66,7 @@ def inputs_digest() -> str:
 
 def wanted_stamp() -> dict[str, str]:
     """What the stamp holds when nothing has to be done."""
-    python = ".".join(str(part) for part in sys.version_info[:3])
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     # Scripts in .venv/bin hold absolute paths: a moved checkout needs a new environment.
     return {"root": str(ROOT), "python": python, "inputs": inputs_digest()}
 
@@ -340,7 +340,7 @@ def install() -> None:
 def write_stamp() -> None:
     """Marks the environment as complete."""
     stamp = wanted_stamp()
-    probe = "import platform; print(platform.python_version())"
+    probe = "import sys; print(*sys.version_info[:2], sep='.')"
     found = subprocess.run(
         [str(VENV_PYTHON), "-I", "-c", probe], capture_output=True, text=True, check=True
     )
