@@ -1,4 +1,4 @@
-"""Settings: the only reader of the environment. Every variable is `AGENTMEM_` plus the field's name.
+"""Settings: the only reader of the environment. A variable is `AGENTMEM_` plus the field's name.
 
 `docs/settings.md` lists them all, and a test holds the two together.
 """
@@ -25,28 +25,63 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".agentmem"), description="Where everything durable lives.")
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(8700, ge=0, le=65535, description="Port that the gateway listens on.")
-    database_url: str = Field("", description="Catalog URL; empty means SQLite in the data directory.")
-    model: str = Field("", description="Path of a Hugging Face model directory; empty: SmolLM2-135M.")
+    database_url: str = Field(
+        "", description="Catalog URL; empty means SQLite in the data directory."
+    )
+    model: str = Field(
+        "", description="Path of a Hugging Face model directory; empty: SmolLM2-135M."
+    )
     model_name: str = Field("", description="Name that the API shows; empty: the directory's name.")
     engine: Literal["sglang", "fake"] = Field("sglang", description="What computes.")
 
     page_tokens: int = Field(64, ge=1, le=1024, description="Tokens per page (SGLang's page size).")
     context_tokens: int = Field(0, ge=0, description="Context window; 0: what the model has.")
-    hbm_tokens: int = Field(0, ge=0, description="Tokens that the engine's KV pool holds; 0: automatic.")
+    hbm_tokens: int = Field(
+        0, ge=0, description="Tokens that the engine's KV pool holds; 0: automatic."
+    )
     host_pool_ratio: float = Field(2.0, ge=1.0, description="HiCache host pool over the HBM pool.")
-    engine_start_seconds_max: float = Field(900.0, description="Longest that an engine may take to start.")
-    canary_interval_seconds: float = Field(30.0, description="Between two canaries of an idle worker.")
+    engine_start_seconds_max: float = Field(
+        900.0, description="Longest that an engine may take to start."
+    )
+    plugin_module: str = Field(
+        "agentmem.engine.sglang.plugin", description="Module of SGLang's storage backend."
+    )
+    plugin_class: str = Field("PageStorage", description="Its class; tests put a faulty one here.")
+    canary_interval_seconds: float = Field(
+        30.0, description="Between two canaries of an idle worker."
+    )
 
     dram_bytes: int = Field(2 << 30, ge=0, description="Budget of the dram tier (shared memory).")
     disk_bytes: int = Field(20 << 30, ge=0, description="Budget of the disk tier.")
 
     request_bytes_max: int = Field(10 << 20, description="Largest request body accepted.")
+    request_seconds_max: float = Field(30.0, gt=0, description="Longest that a body may take.")
     turn_seconds_max: float = Field(600.0, description="Longest that a turn may run.")
-    turn_tokens_default: int = Field(256, ge=1, description="max_tokens where the caller sets none.")
+    turn_tokens_default: int = Field(
+        256, ge=1, description="max_tokens where the caller sets none."
+    )
     hibernate_seconds_max: float = Field(60.0, description="Deadline of hibernate.")
-    lease_seconds: float = Field(15.0, gt=0, description="Term of a session's lease; renewed at a third.")
-    kv_retention_seconds: int = Field(43_200, ge=0, description="How long a session's pages are claimed.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    lease_seconds: float = Field(
+        15.0, gt=0, description="Term of a session's lease; renewed at a third."
+    )
+    kv_retention_seconds: int = Field(
+        43_200, ge=0, description="How long a session's pages are claimed."
+    )
+    log_retention_seconds: int = Field(
+        2_592_000, ge=0, description="How long a session's id, text and log are valid."
+    )
+    log_cache_bytes: int = Field(
+        64 << 20, ge=0, description="Memory that a gateway keeps token logs in."
+    )
+    worker_silence_seconds_max: float = Field(
+        10.0, gt=0, description="Oldest heartbeat of a worker that is taken to be ready."
+    )
+    shutdown_seconds_max: float = Field(
+        30.0, gt=0, description="How long running turns may take to finish at a shutdown."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Log level."
+    )
 
     @property
     def catalog_url(self) -> str:
@@ -55,7 +90,7 @@ class Settings(BaseSettings):
 
     @property
     def run_dir(self) -> Path:
-        """Sockets and pid files. Below the data directory unless that path is too long for a socket."""
+        """Sockets and pid files: in the data directory unless its path is too long for a socket."""
         wanted = self.data_dir.absolute() / "run"
         if len(str(wanted / "node.sock").encode()) <= UNIX_PATH_BYTES_MAX:
             return wanted

@@ -7,6 +7,7 @@ repositories on `tx` never commit. `catalog.reading()` is for statements that wr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, make_url, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from agentmem.catalog.keys import Keys
@@ -27,12 +29,16 @@ from agentmem.catalog.tenants import Tenants
 from agentmem.catalog.turns import Turns
 from agentmem.catalog.unclaims import Unclaims
 from agentmem.catalog.workers import Workers
-from agentmem.errors import ConfigurationInvalid
+from agentmem.errors import AgentmemError, ConfigurationInvalid
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 30_000
 _READ = {"agentmem_begin": "BEGIN"}
 _ADVISORY_LOCK = 0x61676D656D  # "agmem": one migration at a time on PostgreSQL
+
+
+class CatalogUnavailable(AgentmemError):
+    """The database did not answer, or could not write; nothing of the transaction was kept."""
 
 
 class Transaction:
@@ -69,17 +75,14 @@ class Catalog:
     async def transaction(self, *, durable: bool = True) -> AsyncIterator[Transaction]:
         """A writing transaction. With `durable=False` a power failure may undo it (SQLite)."""
         engine = self._engine if durable else self._volatile
-        if not self._is_sqlite:
-            async with engine.begin() as connection:
-                yield Transaction(connection)
-            return
-        async with self._writer, engine.begin() as connection:
+        queue = self._writer if self._is_sqlite else contextlib.nullcontext()
+        async with queue, _translated(), engine.begin() as connection:
             yield Transaction(connection)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Transaction]:
         """A consistent view; on SQLite it neither waits for writers nor makes them wait."""
-        async with self._engine.connect() as connection:
+        async with _translated(), self._engine.connect() as connection:
             configured = await connection.execution_options(**_READ)
             async with configured.begin():
                 yield Transaction(configured)
@@ -111,7 +114,7 @@ class Catalog:
 
     async def ping(self) -> None:
         """Raises when the database does not answer."""
-        async with self._engine.connect() as connection:
+        async with _translated(), self._engine.connect() as connection:
             await (await connection.execution_options(**_READ)).execute(text("SELECT 1"))
 
     async def aclose(self) -> None:
@@ -119,6 +122,16 @@ class Catalog:
         await self._engine.dispose()
         if self._volatile is not self._engine:
             await self._volatile.dispose()
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    """A database that fails is an operating error, told apart from a wrong statement."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        raise CatalogUnavailable(f"The catalog is not available: {cause}.") from error
 
 
 async def migrate(url: str) -> str:

@@ -67,6 +67,14 @@ class Turns:
         ).first()
         return None if row is None else _turn(row)
 
+    async def number_of(self, tenant_id: TenantId, head: TurnId, turn_id: str) -> int | None:
+        """The number of a turn on the way to `head`; None when it is not on it."""
+        chain = _chain(tenant_id, head)
+        row = (
+            await self._connection.execute(select(chain.c.number).where(chain.c.id == turn_id))
+        ).first()
+        return None if row is None else int(row.number)
+
     async def page(
         self,
         tenant_id: TenantId,

@@ -14,5 +14,6 @@ context.configure(
     compare_type=True,
     # The caller's transaction is the migration's: versions and changes commit together.
     transaction_per_migration=False,
+    transactional_ddl=True,
 )
 context.run_migrations()

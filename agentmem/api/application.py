@@ -1,0 +1,58 @@
+"""The FastAPI application: routes and middleware around a sessions service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+
+from agentmem import __version__
+from agentmem.api.auth import AuthenticationMiddleware, Authenticator
+from agentmem.api.errors import install_error_handlers
+from agentmem.api.health import Check, health_router
+from agentmem.api.middleware import BodyMiddleware, EdgeMiddleware
+from agentmem.api.sessions import sessions_router
+from agentmem.sessions.service import SessionsService
+from agentmem.telemetry import Metrics
+
+_DESCRIPTION = """
+Sessions whose KV cache survives: an agent's conversation hibernates, and comes back bit-exact.
+
+Send `Authorization: Bearer am_...` with every request below `/v1`. Every error has the shape
+`{"error": {"message", "type", "param", "code"}}`, every reply an `x-request-id`.
+"""
+
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_application(
+    service: SessionsService,
+    authenticator: Authenticator,
+    metrics: Metrics,
+    checks: Mapping[str, Check],
+    *,
+    request_bytes_max: int,
+    request_seconds_max: float,
+    lifespan: Lifespan,
+) -> FastAPI:
+    """Builds the application; nothing runs before its lifespan begins."""
+    app = FastAPI(
+        title="agentmem",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    # For the document only: the middleware has checked the key already.
+    documented = [Depends(HTTPBearer(auto_error=False, description="An API key: am_..."))]
+    app.include_router(sessions_router(service), dependencies=documented)
+    app.include_router(health_router(metrics, checks))
+    install_error_handlers(app)
+    # The last one added is the outermost: ids for all replies, then keys, then bodies.
+    app.add_middleware(BodyMiddleware, bytes_max=request_bytes_max, seconds_max=request_seconds_max)
+    app.add_middleware(AuthenticationMiddleware, authenticator=authenticator)
+    app.add_middleware(EdgeMiddleware, metrics=metrics)
+    return app

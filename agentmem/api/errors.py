@@ -1,0 +1,185 @@
+"""From errors to HTTP: one shape everywhere, `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from agentmem.catalog import CatalogUnavailable
+from agentmem.errors import (
+    AgentmemError,
+    AuthenticationFailed,
+    ContextOverflow,
+    EngineFailed,
+    InvalidRequest,
+    LeaseLost,
+    ModelNotFound,
+    NodeUnavailable,
+    NotDurable,
+    NotFound,
+    SessionBusy,
+    TurnConflict,
+    WorkerUnavailable,
+)
+from agentmem.telemetry import get_logger
+
+_log = get_logger("agentmem.api")
+INTERNAL_MESSAGE = "Something went wrong on our side; the request id finds it in the logs."
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one class of errors is shown. `retry_after` in seconds; `retry` is what SDKs obey."""
+
+    status: int
+    type: str
+    code: str
+    retry_after: float | None = None
+    retry: bool | None = None
+
+
+# The first class that fits, so subclasses come before their bases.
+_KINDS: tuple[tuple[type[AgentmemError], _Kind], ...] = (
+    (ContextOverflow, _Kind(400, "invalid_request_error", "context_length_exceeded")),
+    (ModelNotFound, _Kind(400, "invalid_request_error", "model_not_found")),
+    (InvalidRequest, _Kind(400, "invalid_request_error", "invalid_value")),
+    (AuthenticationFailed, _Kind(401, "authentication_error", "invalid_api_key")),
+    (NotFound, _Kind(404, "not_found_error", "not_found")),
+    (SessionBusy, _Kind(409, "conflict_error", "session_busy", 1.0, True)),
+    (LeaseLost, _Kind(409, "conflict_error", "lease_lost", 1.0, True)),
+    (TurnConflict, _Kind(409, "conflict_error", "turn_conflict", None, False)),
+    (NotDurable, _Kind(503, "service_unavailable_error", "not_durable", 1.0)),
+    (EngineFailed, _Kind(503, "service_unavailable_error", "engine_failed", 5.0)),
+    (WorkerUnavailable, _Kind(503, "service_unavailable_error", "no_worker_ready", 5.0)),
+    (NodeUnavailable, _Kind(503, "service_unavailable_error", "node_unavailable", 2.0)),
+    (CatalogUnavailable, _Kind(503, "service_unavailable_error", "catalog_unavailable", 2.0)),
+)
+_INTERNAL = _Kind(500, "server_error", "internal_error")
+_HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed", 408: "request_timeout"}
+
+
+def _kind(error: AgentmemError) -> _Kind:
+    return next((kind for cls, kind in _KINDS if isinstance(error, cls)), _INTERNAL)
+
+
+def error_body(
+    message: str, kind: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The one shape. Characters that JSON cannot carry (lone surrogates) are replaced."""
+    safe = message.encode("utf-8", "replace").decode()
+    named = None if param is None else param.encode("utf-8", "replace").decode()
+    return {"error": {"message": safe, "type": kind, "param": named, "code": code}}
+
+
+def describe_error(error: AgentmemError) -> dict[str, Any]:
+    """The body for an error, also used for events of a stream."""
+    kind = _kind(error)
+    if kind is _INTERNAL:
+        return error_body(INTERNAL_MESSAGE, kind.type, code=kind.code)
+    message = f"{error.message} {error.hint}" if error.hint else error.message
+    param = getattr(error, "param", None)
+    code = f"{error.kind}_not_found" if isinstance(error, NotFound) else kind.code
+    return error_body(message, kind.type, param=param, code=code)
+
+
+def error_response(error: AgentmemError) -> JSONResponse:
+    """The reply for an error."""
+    kind = _kind(error)
+    if kind is _INTERNAL:
+        _log.error("internal error", error=f"{type(error).__name__}: {error.message}")
+    headers = {}
+    retry_after = getattr(error, "retry_after_seconds", kind.retry_after)
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    if kind.retry is not None:
+        headers["X-Should-Retry"] = str(kind.retry).lower()
+    if kind.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(describe_error(error), kind.status, headers)
+
+
+def internal_response() -> JSONResponse:
+    """The reply to what nobody foresaw; the log has the traceback."""
+    body = error_body(INTERNAL_MESSAGE, _INTERNAL.type, code=_INTERNAL.code)
+    return JSONResponse(body, _INTERNAL.status)
+
+
+def too_large_response(limit: int) -> JSONResponse:
+    """413: the body is over `limit` bytes."""
+    message = f"The request body is larger than {limit} bytes."
+    body = error_body(message, "invalid_request_error", code="request_too_large")
+    return JSONResponse(body, 413, {"Connection": "close"})
+
+
+def slow_body_response(seconds: float) -> JSONResponse:
+    """408: the body did not arrive in time."""
+    message = f"The request body did not arrive within {seconds:g} seconds."
+    body = error_body(message, "invalid_request_error", code=_HTTP_CODES[408])
+    return JSONResponse(body, 408, {"Connection": "close"})
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Makes every error of the app come out in the one shape."""
+    app.add_exception_handler(AgentmemError, _on_agentmem_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+
+
+async def _on_agentmem_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, AgentmemError), "registered for this class"
+    return error_response(error)
+
+
+async def _on_http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException), "registered for this class"
+    status = error.status_code
+    if status == 400:  # FastAPI could not parse the body (bad UTF-8, nested too deep, ...)
+        message, code = "The request body is not valid JSON in UTF-8.", "invalid_json"
+    else:
+        message = {
+            404: "There is no such route.",
+            405: "This route does not take that method.",
+        }.get(status, str(error.detail))
+        code = _HTTP_CODES.get(status, "http_error")
+    kind = "not_found_error" if status == 404 else "invalid_request_error"
+    return JSONResponse(error_body(message, kind, code=code), status, error.headers)
+
+
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError), "registered for this class"
+    first = error.errors()[0]
+    location = tuple(first["loc"])
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        message = f"The request body is not valid JSON: {reason} at character {location[-1]}."
+        return _invalid(message, None, "invalid_json")
+    param = _path(location[1:])
+    if not param:
+        if "json" not in request.headers.get("content-type", ""):
+            return _invalid("Send the body as application/json.", None, "invalid_content_type")
+        return _invalid("The request body must be a JSON object.", None, "invalid_type")
+    if first["type"] == "extra_forbidden":
+        return _invalid(f"Unknown field {param!r}.", param, "unknown_parameter")
+    if first["type"] == "missing":
+        return _invalid(f"Missing field {param!r}.", param, "missing_required_parameter")
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    return _invalid(f"Invalid {param!r}: {reason}.", param, "invalid_value")
+
+
+def _invalid(message: str, param: str | None, code: str) -> JSONResponse:
+    return JSONResponse(error_body(message, "invalid_request_error", param=param, code=code), 400)
+
+
+def _path(location: Sequence[int | str]) -> str:
+    """`messages[0].content` from ("messages", 0, "content"); cut where a caller's key is long."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path[:200]

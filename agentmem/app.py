@@ -1,0 +1,277 @@
+"""Composition root of the gateway: builds every object, and is its only reader of Settings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import uvicorn
+from fastapi import FastAPI
+
+from agentmem.api.application import create_application
+from agentmem.api.auth import Authenticator
+from agentmem.api.keys import new_api_key
+from agentmem.catalog import Catalog, migrate
+from agentmem.catalog.records import Worker
+from agentmem.config import Settings
+from agentmem.engine.base import Engine
+from agentmem.errors import ConfigurationInvalid, WorkerUnavailable
+from agentmem.router.registry import EngineFactory, Router
+from agentmem.sessions.context import Context
+from agentmem.sessions.limits import Limits
+from agentmem.sessions.owner import make_owner
+from agentmem.sessions.ports import Pages
+from agentmem.sessions.secrets import load_secrets
+from agentmem.sessions.service import SessionsService
+from agentmem.telemetry import Metrics, configure_logging
+
+if TYPE_CHECKING:
+    from agentmem.testing.fake_worker import FakeWorker
+
+T = TypeVar("T")
+
+FIRST_TENANT = "default"
+FIRST_KEY = "first"
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts of a gateway, on `app.state.gateway`; for tests and for the lifespan."""
+
+    settings: Settings
+    catalog: Catalog
+    router: Router
+    pages: Pages
+    service: SessionsService
+    metrics: Metrics
+
+
+def build_app(
+    settings: Settings,
+    *,
+    engine_factory: EngineFactory | None = None,
+    pages: Pages | None = None,
+) -> FastAPI:
+    """The gateway as an ASGI application; its lifespan opens and closes everything.
+
+    `engine_factory` makes the engine client of a worker, `pages` is the node agent; both are the
+    real ones by default, or the fakes where `settings.engine` is "fake" (which also registers a
+    worker of its own). Raises ConfigurationInvalid for secrets that cannot be used.
+    """
+    fake = None
+    if settings.engine == "fake" and engine_factory is None:
+        fake = _fake_worker(settings)
+        engine_factory = fake.engine_for
+        pages = pages or fake.pages
+    secrets = load_secrets(settings.secrets_dir)
+    metrics = Metrics()
+    catalog = Catalog(settings.catalog_url)
+    pages = pages or _node_pages(settings)
+    router = Router(
+        catalog,
+        engine_factory or _sglang_engine,
+        silence_seconds_max=settings.worker_silence_seconds_max,
+    )
+    context = Context(catalog, router, pages, secrets, _limits(settings), metrics, make_owner())
+    service = SessionsService(context)
+    gateway = Gateway(settings, catalog, router, pages, service, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(catalog.aclose)
+            await catalog.check_schema()
+            stack.push_async_callback(pages.aclose)
+            stack.push_async_callback(router.aclose)
+            if fake is not None:
+                await stack.enter_async_context(fake.running(catalog))
+            await stack.enter_async_context(
+                service.running(drain_seconds=settings.shutdown_seconds_max)
+            )
+            yield
+
+    app = create_application(
+        service,
+        Authenticator(catalog, secrets),
+        metrics,
+        {
+            "catalog": catalog.ping,
+            "workers": lambda: _check_workers(router),
+            "node": pages.ping,
+        },
+        request_bytes_max=settings.request_bytes_max,
+        request_seconds_max=settings.request_seconds_max,
+        lifespan=lifespan,
+    )
+    app.state.gateway = gateway
+    return app
+
+
+def run_gateway(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running turns finish within their bound.
+
+    A second signal ends it at once. Raises ConfigurationInvalid when the catalog's schema is not
+    this version's, or the address cannot be listened on.
+    """
+    configure_logging(settings.log_level)
+    asyncio.run(_serve(settings))
+
+
+def open_catalog(settings: Settings) -> Catalog:
+    """The catalog, unchecked; close it with `aclose`."""
+    return Catalog(settings.catalog_url)
+
+
+def migrate_catalog(settings: Settings) -> str:
+    """Brings the schema up to date and returns its revision."""
+    return asyncio.run(migrate(settings.catalog_url))
+
+
+def create_tenant(settings: Settings, name: str) -> str:
+    """Creates a tenant and returns its id. Raises InvalidRequest when the name is taken."""
+
+    async def create(catalog: Catalog) -> str:
+        async with catalog.transaction() as tx:
+            return (await tx.tenants.create(name)).id
+
+    return asyncio.run(_with_catalog(settings, create))
+
+
+def create_key(settings: Settings, tenant: str, *, name: str = "") -> str:
+    """Creates an API key of a tenant (its name or id) and returns it: it is not stored.
+
+    Raises NotFound for an unknown tenant.
+    """
+
+    async def create(catalog: Catalog) -> str:
+        return await _create_key(settings, catalog, tenant, name)
+
+    return asyncio.run(_with_catalog(settings, create))
+
+
+def ensure_first_key(settings: Settings) -> str | None:
+    """Brings the schema up to date; where there is no tenant yet, makes one and returns its key."""
+
+    async def ensure(catalog: Catalog) -> str | None:
+        async with catalog.transaction() as tx:
+            if await tx.tenants.list():
+                return None
+            await tx.tenants.create(FIRST_TENANT)
+        return await _create_key(settings, catalog, FIRST_TENANT, FIRST_KEY)
+
+    migrate_catalog(settings)
+    return asyncio.run(_with_catalog(settings, ensure))
+
+
+async def _create_key(settings: Settings, catalog: Catalog, tenant: str, name: str) -> str:
+    secrets = load_secrets(settings.secrets_dir)
+    api_key, prefix = new_api_key()
+    async with catalog.transaction() as tx:
+        owner = await tx.tenants.get(tenant)
+        await tx.keys.create(owner.id, name=name, prefix=prefix, key_hash=secrets.key_hash(api_key))
+    return api_key
+
+
+async def _with_catalog(settings: Settings, work: Callable[[Catalog], Awaitable[T]]) -> T:
+    catalog = open_catalog(settings)
+    try:
+        await catalog.check_schema()
+        return await work(catalog)
+    finally:
+        await catalog.aclose()
+
+
+async def _serve(settings: Settings) -> None:
+    catalog = open_catalog(settings)
+    try:
+        # Before the server starts, so that the reason is a sentence and not a traceback.
+        await catalog.check_schema()
+    finally:
+        await catalog.aclose()
+    app = build_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds_max)),
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    await server.serve()
+    if not server.started:
+        raise ConfigurationInvalid(
+            f"The gateway could not start on {settings.host}:{settings.port}.",
+            hint="Its log says why; the port may be taken.",
+        )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: they would end the process with the signal."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The composition root has handlers of its own."""
+        yield
+
+    def stop(self) -> None:
+        """The first call lets requests finish, the second one does not."""
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+
+async def _check_workers(router: Router) -> None:
+    if not await router.ready():
+        raise WorkerUnavailable(f"no worker is ready: {await router.describe_states()}")
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        turn_seconds_max=settings.turn_seconds_max,
+        turn_tokens_default=settings.turn_tokens_default,
+        hibernate_seconds_max=settings.hibernate_seconds_max,
+        lease_seconds=settings.lease_seconds,
+        kv_retention_seconds=settings.kv_retention_seconds,
+        log_retention_seconds=settings.log_retention_seconds,
+        log_cache_bytes=settings.log_cache_bytes,
+        default_model=settings.model_name,
+    )
+
+
+def _sglang_engine(worker: Worker) -> Engine:
+    from agentmem.engine.sglang.client import SglangEngine
+
+    return SglangEngine(worker.url)
+
+
+def _node_pages(settings: Settings) -> Pages:
+    from agentmem.sessions.node import NodePages
+
+    return NodePages(settings.node_socket)
+
+
+def _fake_worker(settings: Settings) -> FakeWorker:
+    from agentmem.testing.fake_worker import FakeWorker
+    from agentmem.testing.models import write_tokenizer
+
+    path = Path(settings.model) if settings.model else settings.models_dir / "fake"
+    if not settings.model:
+        write_tokenizer(path)
+    return FakeWorker(
+        path,
+        model=settings.model_name or "fake",
+        page_tokens=settings.page_tokens,
+        context_tokens=settings.context_tokens or 32_768,
+        hbm_tokens=settings.hbm_tokens,
+    )

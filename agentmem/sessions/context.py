@@ -1,0 +1,84 @@
+"""What every part of the sessions service works with."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agentmem.catalog import Catalog
+from agentmem.catalog.records import Session, Worker
+from agentmem.core import Fingerprint, PageKey, TenantId
+from agentmem.pages.keys import page_keys
+from agentmem.router.registry import Router
+from agentmem.sessions.chat import Chat
+from agentmem.sessions.limits import Limits
+from agentmem.sessions.log import Log, LogCache, empty_log, join_ids, read_log
+from agentmem.sessions.ports import Pages
+from agentmem.sessions.secrets import Secrets
+from agentmem.telemetry import Metrics
+
+
+@dataclass(slots=True)
+class Context:
+    """Shared collaborators, plus the two caches: chats by model path and logs by turn."""
+
+    catalog: Catalog
+    router: Router
+    pages: Pages
+    secrets: Secrets
+    limits: Limits
+    metrics: Metrics
+    owner: str
+    logs: LogCache = field(init=False)
+    _chats: dict[str, Chat] = field(default_factory=dict)
+    _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.logs = LogCache(self.limits.log_cache_bytes)
+
+    async def chat(self, worker: Worker) -> Chat:
+        """The chat format of a worker's model; loaded once."""
+        chat = self._chats.get(worker.model_path)
+        if chat is None:
+            async with self._loading:
+                chat = self._chats.get(worker.model_path)
+                if chat is None:
+                    chat = await asyncio.to_thread(Chat.load, Path(worker.model_path))
+                    self._chats[worker.model_path] = chat
+        return chat
+
+    async def log(self, session: Session, chat: Chat, *, now_us: int) -> Log:
+        """The session's log, from memory or from the catalog."""
+        if session.head_turn_id is None:
+            return empty_log(now_us)
+        log = self.logs.get(session.head_turn_id)
+        if log is None:
+            async with self.catalog.reading() as tx:
+                chain = await tx.turns.chain(session.tenant_id, session.head_turn_id)
+            log = await asyncio.to_thread(read_log, chain, chat)
+            self.logs.put(log)
+        return log
+
+    async def log_ids(self, session: Session) -> array[int]:
+        """The log's ids alone, which needs no tokenizer, hence no worker."""
+        if session.head_turn_id is None:
+            return array("I")
+        log = self.logs.get(session.head_turn_id)
+        if log is not None:
+            return log.ids
+        async with self.catalog.reading() as tx:
+            chain = await tx.turns.chain(session.tenant_id, session.head_turn_id)
+        return join_ids(chain)
+
+    def keys(
+        self, tenant_id: TenantId, fingerprint: Fingerprint, ids: array[int], page_tokens: int
+    ) -> list[PageKey]:
+        """Keys of all full pages of `ids` (also of those that have no KV yet)."""
+        return page_keys(fingerprint, self.secrets.tenant_salt(tenant_id), ids, page_tokens)
+
+
+def session_fingerprint(session: Session) -> Fingerprint | None:
+    """The fingerprint that the session's pages were last made under; None before its first turn."""
+    return None if session.fingerprint is None else Fingerprint(bytes.fromhex(session.fingerprint))

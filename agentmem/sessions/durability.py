@@ -1,0 +1,153 @@
+"""Durability without being asked: claims a log's pages after each turn and sees them land.
+
+One loop looks after all sessions of this gateway. A node agent that is down fails no turn: the
+loop tries again until the deadline, and the session's next turn or hibernate starts over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentmem.catalog import Catalog
+from agentmem.core import PageKey, SessionId, TenantId, TurnId
+from agentmem.errors import AgentmemError, NodeUnavailable
+from agentmem.sessions.ports import Pages
+from agentmem.telemetry import Metrics, get_logger
+
+_log = get_logger("agentmem.sessions.durability")
+_FIRST_DELAY_SECONDS = 0.02
+_DELAY_SECONDS_MAX = 1.0
+WATCHED_MAX = 10_000
+
+
+@dataclass(slots=True)
+class Watched:
+    """A log whose pages are to become durable. `keys` are those of its floor((L-1)/page) pages."""
+
+    tenant_id: TenantId
+    session_id: SessionId
+    head: TurnId
+    keys: Sequence[PageKey]
+    page_tokens: int
+    expires_at: float
+    started: float = 0.0
+    claimed: bool = False
+    durable_pages: int = 0
+    delay: float = _FIRST_DELAY_SECONDS
+    due: float = 0.0
+
+
+class DurabilityTracker:
+    """See the module's docstring. `give_up_seconds` is how long one log is watched."""
+
+    def __init__(
+        self, catalog: Catalog, pages: Pages, metrics: Metrics, *, give_up_seconds: float
+    ) -> None:
+        self._catalog = catalog
+        self._pages = pages
+        self._metrics = metrics
+        self._give_up_seconds = give_up_seconds
+        self._watched: dict[SessionId, Watched] = {}
+        self._wake = asyncio.Event()
+        self._step = asyncio.Lock()
+
+    def watch(self, item: Watched) -> None:
+        """Starts on a log; the session's earlier log, if watched, is part of it or gone."""
+        if item.session_id not in self._watched and len(self._watched) >= WATCHED_MAX:
+            self._drop(next(iter(self._watched)))
+        item.started = item.due = time.monotonic()
+        self._watched[item.session_id] = item
+        self._wake.set()
+
+    async def forget(self, session_id: SessionId) -> None:
+        """Stops watching; when this returns, no claim of the session is on its way any more."""
+        self._watched.pop(session_id, None)
+        async with self._step:
+            pass
+
+    @property
+    def watching(self) -> int:
+        """Logs that are not durable yet."""
+        return len(self._watched)
+
+    async def claim_now(self, item: Watched) -> bool:
+        """Claims at once; False when the agent did not answer (the loop goes on trying)."""
+        try:
+            await self._pages.claim(item.session_id, item.keys, item.expires_at)
+        except NodeUnavailable as error:
+            self._metrics.node_failures.labels("claim").inc()
+            _log.warning("claim failed", session_id=item.session_id, error=error.message)
+            return False
+        item.claimed = True
+        return True
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        while True:
+            self._wake.clear()
+            next_due = min((item.due for item in self._watched.values()), default=None)
+            timeout = None if next_due is None else max(0.0, next_due - time.monotonic())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), timeout)
+            for item in list(self._watched.values()):
+                if item.due <= time.monotonic():
+                    async with self._step:
+                        await self._look_after(item)
+
+    async def _look_after(self, item: Watched) -> None:
+        if self._watched.get(item.session_id) is not item:
+            return
+        try:
+            done = await self._advance(item)
+        except AgentmemError as error:
+            _log.warning("durability unknown", session_id=item.session_id, error=error.message)
+            done = False
+        if done:
+            self._metrics.durability_lag.observe(time.monotonic() - item.started)
+            self._forget_item(item)
+        elif time.monotonic() - item.started > self._give_up_seconds:
+            self._forget_item(item)
+            self._metrics.durability_given_up.inc()
+            _log.warning(
+                "pages did not become durable in time",
+                session_id=item.session_id,
+                pages=len(item.keys),
+                durable=item.durable_pages,
+            )
+        else:
+            item.due = time.monotonic() + item.delay
+            item.delay = min(2 * item.delay, _DELAY_SECONDS_MAX)
+
+    async def _advance(self, item: Watched) -> bool:
+        if not item.claimed and not await self.claim_now(item):
+            return False
+        rest = item.keys[item.durable_pages :]
+        try:
+            missing = await self._pages.wait_durable(rest, 0.0) if rest else []
+        except NodeUnavailable:
+            self._metrics.node_failures.labels("wait_durable").inc()
+            raise
+        reached = item.durable_pages + (missing[0] if missing else len(rest))
+        if reached > item.durable_pages or not missing:
+            async with self._catalog.transaction(durable=False) as tx:
+                await tx.sessions.set_durable(
+                    item.tenant_id,
+                    item.session_id,
+                    item.head,
+                    position=reached * item.page_tokens,
+                )
+            item.durable_pages = reached
+        return not missing
+
+    def _forget_item(self, item: Watched) -> None:
+        if self._watched.get(item.session_id) is item:
+            del self._watched[item.session_id]
+
+    def _drop(self, session_id: SessionId) -> None:
+        del self._watched[session_id]
+        self._metrics.durability_given_up.inc()
+        _log.warning("too many logs to watch; dropped the oldest", session_id=session_id)

@@ -1,0 +1,223 @@
+"""Hibernate: wait until the log's pages are durable, then let go of the GPU. Resume: warm it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from agentmem.catalog.ids import new_id
+from agentmem.catalog.records import Session, Worker
+from agentmem.core import PageKey, TenantId, TierTokens, durable_pages
+from agentmem.engine.base import CachedTokens, GenerateChunk, GenerateRequest, Sampling
+from agentmem.errors import EngineFailed, MissingPages, NotDurable
+from agentmem.router.registry import Assignment
+from agentmem.sessions.context import Context, session_fingerprint
+from agentmem.sessions.durability import DurabilityTracker, Watched
+from agentmem.sessions.leases import LeaseKeeper
+from agentmem.sessions.usage import LoadWatch, recomputed_tokens
+from agentmem.sessions.warmth import tokens_to_load
+from agentmem.telemetry import get_logger
+
+_log = get_logger("agentmem.sessions.hibernation")
+# One question to the agent lasts this long at most, so that a broken connection is noticed.
+_WAIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hibernated:
+    """The session's pages survive anything short of losing the medium."""
+
+    pages: int
+    bytes: int
+    tokens: int
+    seconds: float
+    durable_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The session is warm; `cached` says which tiers its tokens came from."""
+
+    tokens: int
+    cached: TierTokens
+    recomputed_tokens: int
+    seconds: float
+    worker_id: str
+
+
+class Hibernation:
+    """Both take the session's lease: SessionBusy while a turn runs."""
+
+    def __init__(self, context: Context, leases: LeaseKeeper, tracker: DurabilityTracker) -> None:
+        self._context = context
+        self._leases = leases
+        self._tracker = tracker
+
+    async def hibernate(self, tenant_id: TenantId, session_id: str) -> Hibernated:
+        """Answers when all pages of the log are durable.
+
+        Raises NotDurable by the deadline, naming the pages that are missing; WorkerUnavailable
+        when the log ends on a page's edge, so that its last page has to be made, and none is ready.
+        """
+        begun = time.perf_counter()
+        deadline = begun + self._context.limits.hibernate_seconds_max
+        async with self._leases.holding(tenant_id, session_id) as (session, _lease):
+            ids = await self._context.log_ids(session)
+            worker = None
+            if session.page_tokens and ids and len(ids) % session.page_tokens == 0:
+                # The last token has no KV yet, hence its page does not exist: make it.
+                worker = await self._make_last_page(session, ids, deadline)
+            keys, page_tokens = self._expected(session, ids, worker)
+            if keys:
+                await self._wait_durable(session, keys, deadline)
+            await self._let_go(session)
+            position = len(keys) * page_tokens
+            await self._record(session, "hibernated", worker, position)
+            size = position * await self._bytes_per_token(session, worker)
+            seconds = time.perf_counter() - begun
+            return Hibernated(len(keys), size, len(ids), seconds, position)
+
+    async def resume(self, tenant_id: TenantId, session_id: str) -> Resumed:
+        """Sends the log without asking for tokens, so that the next turn finds it in HBM.
+
+        Raises WorkerUnavailable or EngineFailed; the session stays as it was.
+        """
+        begun = time.perf_counter()
+        async with self._leases.holding(tenant_id, session_id) as (session, _lease):
+            worker = await self._context.router.choose(session.model, session.worker_id)
+            ids = await self._context.log_ids(session)
+            if session.head_turn_id is None:
+                await self._record(session, "active", None, None)
+                return Resumed(0, TierTokens(), 0, time.perf_counter() - begun, worker.id)
+            keys = self._context.keys(tenant_id, worker.fingerprint, ids, worker.page_tokens)
+            watch = LoadWatch(self._context.pages, self._context.metrics)
+            await watch.start()
+            cached = await self._send_log(session, worker, ids)
+            tiers = await watch.tiers(cached, keys, worker.page_tokens)
+            await self._record(session, "active", worker, None)
+            self._tracker.watch(
+                Watched(
+                    tenant_id,
+                    session.id,
+                    session.head_turn_id,
+                    keys[: durable_pages(len(ids), worker.page_tokens)],
+                    worker.page_tokens,
+                    time.time() + session.kv_retention_seconds,
+                )
+            )
+            again = recomputed_tokens(kept=len(ids), log_tokens=len(ids), cached=tiers.total)
+            seconds = time.perf_counter() - begun
+            return Resumed(len(ids), tiers, again, seconds, worker.id)
+
+    async def _make_last_page(self, session: Session, ids: array[int], deadline: float) -> Worker:
+        worker = await self._context.router.choose(session.model, session.worker_id)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.perf_counter())):
+                await self._send_log(session, worker, ids)
+        except TimeoutError as error:
+            pages = len(ids) // worker.page_tokens
+            raise NotDurable(
+                MissingPages(pages, (pages - 1,)),
+                deadline_seconds=self._context.limits.hibernate_seconds_max,
+            ) from error
+        return worker
+
+    def _expected(
+        self, session: Session, ids: array[int], worker: Worker | None
+    ) -> tuple[Sequence[PageKey], int]:
+        """Keys of the pages that the log should have, and their size in tokens.
+
+        `worker` is given when it has just been sent the whole log, so that every token has KV.
+        """
+        if worker is not None:
+            page_tokens, fingerprint = worker.page_tokens, worker.fingerprint
+            pages = len(ids) // page_tokens
+        else:
+            made_under = session_fingerprint(session)
+            if made_under is None or session.page_tokens is None:
+                return [], 0
+            page_tokens, fingerprint = session.page_tokens, made_under
+            pages = durable_pages(len(ids), page_tokens)
+        keys = self._context.keys(session.tenant_id, fingerprint, ids, page_tokens)
+        return keys[:pages], page_tokens
+
+    async def _wait_durable(
+        self, session: Session, keys: Sequence[PageKey], deadline: float
+    ) -> None:
+        pages = self._context.pages
+        await pages.claim(session.id, keys, time.time() + session.kv_retention_seconds)
+        while True:
+            left = max(0.0, deadline - time.perf_counter())
+            missing = await pages.wait_durable(keys, min(left, _WAIT_SECONDS))
+            if not missing:
+                return
+            if time.perf_counter() >= deadline:
+                raise NotDurable(
+                    MissingPages(len(keys), tuple(missing)),
+                    deadline_seconds=self._context.limits.hibernate_seconds_max,
+                )
+
+    async def _send_log(self, session: Session, worker: Worker, ids: array[int]) -> CachedTokens:
+        """Has the engine load or compute the whole log; returns what it found where."""
+        request = GenerateRequest(
+            request_id=new_id("warm"),
+            token_ids=ids.tolist(),
+            sampling=Sampling(max_tokens=0),
+            salt=self._context.secrets.tenant_salt(session.tenant_id),
+            session_id=session.id,
+        )
+        load = tokens_to_load(session, worker, len(ids))
+        cached: CachedTokens | None = None
+        reason: str | None = None
+        async with self._context.router.running_on(worker) as assignment, AsyncExitStack() as gate:
+            await assignment.engine.open_session(session.id)
+            await gate.enter_async_context(assignment.gate.hold(load))
+            stream = cast(
+                "AsyncGenerator[GenerateChunk, None]", assignment.engine.generate(request)
+            )
+            async with aclosing(stream):
+                async for chunk in stream:
+                    cached, reason = chunk.cached or cached, chunk.finish_reason or reason
+        if reason not in ("stop", "length"):
+            raise EngineFailed(f"The worker did not finish the log ({reason or 'no reason'}).")
+        return cached or CachedTokens()
+
+    async def _let_go(self, session: Session) -> None:
+        """Dereferences the session in HBM, where the worker that held it still runs."""
+        for worker in await self._context.router.ready():
+            if (worker.id, worker.generation) == (session.worker_id, session.worker_generation):
+                async with self._context.router.running_on(worker) as assignment:
+                    await _close(assignment, session)
+
+    async def _bytes_per_token(self, session: Session, worker: Worker | None) -> int:
+        for known in await self._context.router.workers():
+            if known.id == (worker.id if worker else session.worker_id):
+                return known.kv_bytes_per_token
+        described = await self._context.router.describe(session.model)
+        return described.kv_bytes_per_token if described else 0
+
+    async def _record(
+        self, session: Session, state: str, worker: Worker | None, durable_position: int | None
+    ) -> None:
+        async with self._context.catalog.transaction() as tx:
+            await tx.sessions.set_state(session.tenant_id, session.id, state, worker=worker)
+            if durable_position is not None and session.head_turn_id is not None:
+                await tx.sessions.set_durable(
+                    session.tenant_id,
+                    session.id,
+                    session.head_turn_id,
+                    position=durable_position,
+                )
+
+
+async def _close(assignment: Assignment, session: Session) -> None:
+    try:
+        await assignment.engine.close_session(session.id)
+    except EngineFailed as error:
+        # A worker that died meanwhile holds nothing any more.
+        _log.warning("session not closed", session_id=session.id, error=error.message)

@@ -1,0 +1,89 @@
+"""The `Pages` port over a real node agent: its client blocks, so calls run in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from agentmem.core import PageKey, Tier
+from agentmem.errors import InvalidRequest, NodeUnavailable, NotFound, StoreRefused
+from agentmem.node.client import NodeClient
+from agentmem.sessions.ports import Freed, PageResidency
+
+T = TypeVar("T")
+
+_CALL_SECONDS = 5.0
+# A turn asks for the sequence before it runs: an agent that hangs may delay only one of them.
+_SEQUENCE_SECONDS = 0.5
+_SEQUENCE_PAUSE_SECONDS = 5.0
+_THREADS = 32
+
+
+class NodePages:
+    """See `ports.Pages`. One per gateway; any number of calls at once, 32 of them waiting."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._client = NodeClient(socket_path, role="gateway", timeout_seconds=_CALL_SECONDS)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="node-client")
+        self._no_sequence_until = 0.0
+
+    async def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
+        """See `ports.Pages`."""
+        await self._call(lambda: self._client.claim(claim_id, keys, expires_at))
+
+    async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> Freed:
+        """See `ports.Pages`."""
+        deleted = await self._call(lambda: self._client.unclaim(claim_id, keys))
+        return Freed(deleted.pages, deleted.page_bytes)
+
+    async def residency(self, keys: Sequence[PageKey]) -> list[PageResidency]:
+        """See `ports.Pages`."""
+        entries = await self._call(lambda: self._client.residency(keys))
+        return [
+            PageResidency(tuple(tier for tier in Tier if tier in entry.tiers), entry.durable)
+            for entry in entries
+        ]
+
+    async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
+        """See `ports.Pages`."""
+        return await self._call(lambda: self._client.wait_durable(keys, timeout_seconds))
+
+    async def sequence(self) -> int:
+        """See `ports.Pages`. After a failure it fails at once for a while."""
+        if time.monotonic() < self._no_sequence_until:
+            raise NodeUnavailable("the node agent did not answer a moment ago")
+        try:
+            loaded = await self._call(lambda: self._client.loads(timeout_seconds=_SEQUENCE_SECONDS))
+        except NodeUnavailable:
+            self._no_sequence_until = time.monotonic() + _SEQUENCE_PAUSE_SECONDS
+            raise
+        return loaded.seq
+
+    async def loads(self, keys: Sequence[PageKey], since: int) -> dict[Tier, int]:
+        """See `ports.Pages`."""
+        loaded = await self._call(lambda: self._client.loads(keys, since))
+        counts: dict[Tier, int] = {}
+        for tier in loaded.tiers:
+            if tier is not None:
+                counts[tier] = counts.get(tier, 0) + 1
+        return counts
+
+    async def ping(self) -> None:
+        """See `ports.Pages`."""
+        await self._call(lambda: self._client.ping(timeout_seconds=_SEQUENCE_SECONDS))
+
+    async def aclose(self) -> None:
+        """Hangs up; calls still waiting fail with NodeUnavailable."""
+        self._client.close()
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def _call(self, call: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except (InvalidRequest, NotFound, StoreRefused) as error:
+            # What the agent refuses is between it and us: the caller's request is not at fault.
+            raise NodeUnavailable(f"the node agent refused: {error.message}") from error

@@ -1,0 +1,67 @@
+"""What the sessions service needs from a node agent: claims, residency, durability, loads.
+
+The adapter over `node.client` is in `router`; an in-memory one for tests in `testing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agentmem.core import PageKey, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What letting go of a claim freed: pages that no other claim holds, and their bytes."""
+
+    pages: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageResidency:
+    """Where one page lies below the GPU, and whether a copy survives a power failure."""
+
+    tiers: tuple[Tier, ...]
+    durable: bool
+
+
+class Pages(Protocol):
+    """A node agent. Every method raises `errors.NodeUnavailable` when it does not answer."""
+
+    async def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
+        """Promises to keep these pages until `expires_at` (seconds since the epoch).
+
+        Repeating it renews; pages that do not exist yet are promised for when they come.
+        """
+        ...
+
+    async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> Freed:
+        """Lets go of these pages; unknown ones are ignored."""
+        ...
+
+    async def residency(self, keys: Sequence[PageKey]) -> list[PageResidency]:
+        """One entry per key, in order."""
+        ...
+
+    async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
+        """Waits until all are durable; returns the indexes of those that are not in time."""
+        ...
+
+    async def sequence(self) -> int:
+        """The agent's position in its record of loads, for `loads`."""
+        ...
+
+    async def loads(self, keys: Sequence[PageKey], since: int) -> dict[Tier, int]:
+        """Pages among `keys` given to an engine after position `since`, by source tier."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns when the agent answers."""
+        ...
+
+    async def aclose(self) -> None:
+        """Lets go of connections."""
+        ...

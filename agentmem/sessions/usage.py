@@ -1,0 +1,106 @@
+"""What a turn used: tokens by source and seconds. Pure, but for asking the agent for loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentmem.core import PageKey, Tier, TierTokens
+from agentmem.engine.base import CachedTokens
+from agentmem.errors import NodeUnavailable
+from agentmem.sessions.ports import Pages
+from agentmem.telemetry import Metrics, get_logger
+
+_log = get_logger("agentmem.sessions.usage")
+# Where loaded tokens are counted whose tier the agent did not tell, fastest last: the slowest
+# durable tier of one host, so that the report never looks better than it was.
+UNTOLD_TIER = Tier.DISK
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One turn's usage: integers of tokens, and seconds.
+
+    `recomputed_tokens`: tokens of the log before the turn (the part of it that the turn kept)
+    that had KV and were computed again all the same: everything from the end of what was cached
+    to the end of the old log. Its last sampled token never had KV and does not count; the part
+    of a page at the log's end does, so that up to one page is normal.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    cached: TierTokens
+    recomputed_tokens: int
+    ttft_seconds: float
+    total_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is stored and shown."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "cached_tokens": self.cached.as_dict(),
+            "recomputed_tokens": self.recomputed_tokens,
+            "ttft_seconds": round(self.ttft_seconds, 6),
+            "total_seconds": round(self.total_seconds, 6),
+        }
+
+
+def recomputed_tokens(*, kept: int, log_tokens: int, cached: int) -> int:
+    """See `Usage`. `kept` of the old log's `log_tokens` tokens begin the new prompt."""
+    with_kv = min(kept, max(0, log_tokens - 1))
+    return max(0, with_kv - cached)
+
+
+def split_tiers(cached: CachedTokens, loads: dict[Tier, int], page_tokens: int) -> TierTokens:
+    """Tokens by tier: the engine's own device and host, and what it loaded, as the agent told.
+
+    `loads` counts pages. An agent may have read more pages than the engine used (it reads ahead)
+    or told of fewer; the engine's number is the one that holds.
+    """
+    left = cached.storage
+    told: dict[Tier, int] = {}
+    for tier in (Tier.DRAM, Tier.DISK, Tier.OBJECT):
+        told[tier] = min(left, loads.get(tier, 0) * page_tokens)
+        left -= told[tier]
+    told[UNTOLD_TIER] += left
+    return TierTokens(
+        hbm=cached.device,
+        dram=cached.host + told[Tier.DRAM],
+        disk=told[Tier.DISK],
+        object=told[Tier.OBJECT],
+    )
+
+
+class LoadWatch:
+    """Asks the agent which tiers the pages of one prompt came from."""
+
+    def __init__(self, pages: Pages, metrics: Metrics) -> None:
+        self._pages = pages
+        self._metrics = metrics
+        self._since: int | None = None
+
+    async def start(self) -> None:
+        """Call before the prompt is sent. An agent that does not answer costs only the split."""
+        try:
+            self._since = await self._pages.sequence()
+        except NodeUnavailable as error:
+            self._metrics.node_failures.labels("sequence").inc()
+            _log.warning("the node agent did not answer", error=error.message)
+
+    async def tiers(
+        self, cached: CachedTokens, keys: Sequence[PageKey], page_tokens: int
+    ) -> TierTokens:
+        """The prompt's cached tokens by tier; asks the agent only when something was loaded."""
+        loads: dict[Tier, int] = {}
+        if cached.storage and self._since is not None:
+            try:
+                loads = await self._pages.loads(keys, self._since)
+            except NodeUnavailable as error:
+                self._metrics.node_failures.labels("loads").inc()
+                _log.warning("the node agent did not answer", error=error.message)
+        untold = cached.storage - sum(loads.values()) * page_tokens
+        if untold > 0:
+            self._metrics.unattributed.inc(untold)
+        return split_tiers(cached, loads, page_tokens)

@@ -1,0 +1,66 @@
+"""A tiny tokenizer with a chat template, made on the fly and without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+VOCABULARY_SIZE = 1_024
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+EOS_TOKEN = "<|im_end|>"  # noqa: S105 - a token of text, not a secret
+FIRST_TEXT_ID = len(SPECIAL_TOKENS)
+
+# As SmolLM2's: a conversation without a system message gets a default one, so that rendering new
+# messages alone would insert it again in the middle.
+DEFAULT_SYSTEM_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# Trims what the assistant said, so that a reply with spaces around it re-bases the log.
+TRIMMING_TEMPLATE = DEFAULT_SYSTEM_TEMPLATE.replace(
+    "message['content'] +", "message['content'] | trim +"
+)
+
+_TEXT = """
+A session keeps the tokens of a conversation, and the pages that were computed from them. The agent
+comes back after an hour, a day or a month, and goes on where it was: what it said and what it was
+told is still there, word for word. Pages lie in the memory of the device, in the memory of the
+host, on a disk or in an object store. Losing one costs time and never data, since every page can be
+computed again from the tokens. The quick brown fox jumps over the lazy dog, 0123456789 times.
+"""
+
+
+def write_tokenizer(folder: Path, *, template: str = DEFAULT_SYSTEM_TEMPLATE) -> Path:
+    """Writes `tokenizer.json` and `tokenizer_config.json` into `folder`; the same bytes each time.
+
+    Byte-level BPE, so that every text has ids and broken UTF-8 can be sampled.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT.split("\n"), trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "bos_token": "<s>",
+        "eos_token": EOS_TOKEN,
+        "pad_token": "<pad>",
+        "chat_template": template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return folder

@@ -1,0 +1,126 @@
+"""An in-memory node agent, and page store of the fake engine: everything but the bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from agentmem.core import Fingerprint, PageHash, PageKey, Tier
+from agentmem.errors import NodeUnavailable
+from agentmem.pages.keys import keys_of_hashes
+from agentmem.sessions.ports import Freed, PageResidency
+
+_POLL_SECONDS = 0.005
+
+
+class InMemoryPages:
+    """Implements `sessions.ports.Pages` and `engine.fake.PageStore`.
+
+    A page offered is in `dram` at once and durable (`disk`) after `durable_delay_seconds`. Tests
+    set `down` to make the agent unreachable, `drop` to make it lose what is offered next.
+    """
+
+    def __init__(
+        self,
+        fingerprint: Fingerprint,
+        *,
+        page_bytes: int,
+        durable_delay_seconds: float = 0.0,
+    ) -> None:
+        self.fingerprint = fingerprint
+        self.page_bytes = page_bytes
+        self.durable_delay_seconds = durable_delay_seconds
+        self.down = False
+        self.drop = 0
+        self.claims: dict[str, set[PageKey]] = {}
+        self.pages: dict[PageKey, float] = {}
+        self._loads: list[tuple[PageKey, Tier]] = []
+
+    def offer(self, hashes: Sequence[PageHash]) -> None:
+        """See `PageStore.offer`."""
+        for key in keys_of_hashes(self.fingerprint, hashes):
+            if self.drop > 0:
+                self.drop -= 1
+            else:
+                self.pages.setdefault(key, time.monotonic() + self.durable_delay_seconds)
+
+    def load(self, hashes: Sequence[PageHash]) -> int:
+        """See `PageStore.load`."""
+        if self.down:
+            return 0
+        count = 0
+        for key in keys_of_hashes(self.fingerprint, hashes):
+            if key not in self.pages:
+                break
+            tier = Tier.DISK if self._is_durable(key) else Tier.DRAM
+            self._loads.append((key, tier))
+            count += 1
+        return count
+
+    async def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
+        """See `Pages.claim`; claims here never expire by themselves."""
+        self._check()
+        assert expires_at > 0, "seconds since the epoch"
+        self.claims.setdefault(claim_id, set()).update(keys)
+
+    async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> Freed:
+        """See `Pages.unclaim`."""
+        self._check()
+        self.claims.get(claim_id, set()).difference_update(keys)
+        freed = 0
+        for key in keys:
+            if key in self.pages and not any(key in held for held in self.claims.values()):
+                del self.pages[key]
+                freed += 1
+        return Freed(freed, freed * self.page_bytes)
+
+    async def residency(self, keys: Sequence[PageKey]) -> list[PageResidency]:
+        """See `Pages.residency`."""
+        self._check()
+        return [self._residency(key) for key in keys]
+
+    async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
+        """See `Pages.wait_durable`."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            self._check()
+            missing = [index for index, key in enumerate(keys) if not self._is_durable(key)]
+            if not missing or time.monotonic() >= deadline:
+                return missing
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def sequence(self) -> int:
+        """See `Pages.sequence`."""
+        self._check()
+        return len(self._loads)
+
+    async def loads(self, keys: Sequence[PageKey], since: int) -> dict[Tier, int]:
+        """See `Pages.loads`."""
+        self._check()
+        wanted, counts = set(keys), dict[Tier, int]()
+        for key, tier in self._loads[since:]:
+            if key in wanted:
+                counts[tier] = counts.get(tier, 0) + 1
+        return counts
+
+    async def ping(self) -> None:
+        """See `Pages.ping`."""
+        self._check()
+
+    async def aclose(self) -> None:
+        """See `Pages.aclose`."""
+
+    def _residency(self, key: PageKey) -> PageResidency:
+        if key not in self.pages:
+            return PageResidency((), durable=False)
+        durable = self._is_durable(key)
+        return PageResidency((Tier.DRAM, Tier.DISK) if durable else (Tier.DRAM,), durable)
+
+    def _is_durable(self, key: PageKey) -> bool:
+        due = self.pages.get(key)
+        return due is not None and time.monotonic() >= due
+
+    def _check(self) -> None:
+        if self.down:
+            raise NodeUnavailable("The node agent is down, as the test wants it.")
