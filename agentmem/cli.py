@@ -59,17 +59,23 @@ def gateway(*, data_dir: DataDir = None, host: str | None = None, port: int | No
 @cli.command
 def worker(*, data_dir: DataDir = None, model: Model = None) -> None:
     """Run a worker: one SGLang server, watched and restarted."""
+    from agentmem.telemetry import configure_logging
     from agentmem.worker import run_worker
 
-    run_worker(_settings(data_dir=data_dir, model=_path(model)))
+    settings = _settings(data_dir=data_dir, model=_path(model))
+    configure_logging(settings.log_level)
+    run_worker(settings)
 
 
 @cli.command
 def node(*, data_dir: DataDir = None) -> None:
     """Run the node agent: owner of all pages below the GPU on this host."""
     from agentmem.node.server import run_node
+    from agentmem.telemetry import configure_logging
 
-    run_node(_settings(data_dir=data_dir))
+    settings = _settings(data_dir=data_dir)
+    configure_logging(settings.log_level)
+    run_node(settings)
 
 
 @cli.command

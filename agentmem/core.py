@@ -72,7 +72,7 @@ class TierTokens:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A session's durable point: log position (tokens) plus fingerprint, hence a list of page keys."""
+    """A session's durable point: log position (tokens) and fingerprint, hence its page keys."""
 
     position: int
     fingerprint: Fingerprint

@@ -23,7 +23,7 @@ from agentmem.catalog.database import Catalog
 from agentmem.catalog.records import Worker
 from agentmem.config import Settings
 from agentmem.core import Fingerprint, WorkerId
-from agentmem.engine.sglang.canary import Canary, CanaryFailed
+from agentmem.engine.sglang.canary import Canary
 from agentmem.engine.sglang.client import SglangEngine
 from agentmem.engine.sglang.launch import (
     EngineOptions,
@@ -246,7 +246,7 @@ class WorkerProcess:
             # The agent's failure, not the engine's: pages wait in shared memory until it is back.
             logger.warning("no canary without the node agent", reason=error.message)
             return None
-        except (CanaryFailed, EngineFailed, TimeoutError) as error:
+        except (AgentmemError, TimeoutError) as error:
             logger.error("canary failed", reason=str(error))
             return str(error) or "it timed out"
         return None

@@ -1,1 +1,1 @@
-
+"""HTTP only: one module per surface, authentication, errors, server-sent events."""

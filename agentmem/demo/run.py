@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +184,11 @@ class Demo:
         tenant, session = self._ids(run)
         client.post(session, "hibernate")
         before = log.session_pages(system.settings, tenant, session)
-        stored = system.nodes.stats().bytes_stored
+        stored = steps.stored_bytes(system, before)
         fork = str(client.post(session, "fork")["id"])
-        copied = system.nodes.stats().bytes_stored - stored
         ours = log.session_pages(system.settings, tenant, fork)
+        both = replace(before, keys=tuple({*before.keys, *ours.keys}))
+        copied = steps.stored_bytes(system, both) - stored
         client.turn(fork, [{"role": "user", "content": "Answer in French, please."}], 8)
         after = log.session_pages(system.settings, tenant, session)
         self._result["fork"] = {
@@ -206,14 +208,14 @@ class Demo:
         indexes = steps.corrupt_pages(system, pages, prefill)
         steps.flush_engine(SglangEngine(log.the_worker(system.settings).url))
         corrupted = [pages.keys[index] for index in indexes]
-        sequence = system.nodes.sequence()
+        sequence = system.nodes.loads().seq
         resumed = client.post(session, "resume")
         answer = run.next_turn()
         equality = steps.compare(answer, control.answers[len(run.answers) - 1])
         self._result["corruption"] = {
             "pages_corrupted": len(indexes),
             "corrupt_pages_served": steps.pages_loaded(system, corrupted, sequence),
-            "corrupt_pages_found": system.nodes.stats().corrupt_pages,
+            "corrupt_pages_found": steps.corrupt_pages_found(system),
             "output_ids_equal": equality.ids_equal,
             "logprob_max_abs_diff": equality.logprob_max_abs_diff,
             "resumed": {key: resumed[key] for key in ("cached_tokens", "recomputed_tokens")},

@@ -115,7 +115,7 @@ def whole_conversation(script: Script, control: Conversation, turn: int) -> Mess
 
 def wait_until_stored(system: System, keys: Sequence[PageKey], seconds: float = 60.0) -> None:
     """Raises DemoFailed when pages are not durable in time."""
-    missing = system.nodes.wait_durable(keys, timeout_seconds=seconds)
+    missing = system.nodes.wait_durable(keys, seconds)
     if missing:
         raise DemoFailed(f"pages {list(missing)} were not durable after {seconds:g} s")
 
@@ -127,7 +127,7 @@ def corrupt_pages(system: System, pages: SessionPages, prefill_pages: int) -> li
     good prefix is left to load.
     """
     indexes = [prefill_pages * (1 + part) // (1 + _CORRUPTED) for part in range(_CORRUPTED)]
-    system.nodes.drop_tier("dram", pages.keys)
+    system.nodes.drop_dram(pages.keys)
     located = system.nodes.locate(pages.keys)
     try:
         if len(located.pages) < max(indexes) + 1:
@@ -135,7 +135,7 @@ def corrupt_pages(system: System, pages: SessionPages, prefill_pages: int) -> li
         for index in indexes:
             _flip(located.pages[index])
     finally:
-        system.nodes.release(located.hold_id)
+        system.nodes.release(located.hold_id, loaded={})
     return indexes
 
 
@@ -155,6 +155,16 @@ def stored_bytes(system: System, pages: SessionPages) -> int:
     """Bytes that the node agent holds under these keys, all tiers together."""
     resident = system.nodes.residency(pages.keys)
     return sum(len(entry.tiers) for entry in resident) * pages.page_bytes
+
+
+def corrupt_pages_found(system: System) -> int:
+    """Pages that failed their checks since the node agent's start."""
+    counters = system.nodes.stats()
+    return sum(
+        counters[name]
+        for name in counters
+        if name.startswith("corrupt_") and name.endswith("_pages")
+    )
 
 
 def tier_counts(system: System, keys: Sequence[PageKey]) -> dict[str, int]:

@@ -24,6 +24,7 @@ from agentmem.errors import AgentmemError
 from agentmem.node.client import NodeClient
 from agentmem.serve import settings_environment
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the shared memory of POSIX, not a temporary file
 _START_SECONDS_MAX = 300.0
 _STOP_SECONDS_MAX = 120.0
 _TURN_SECONDS_MAX = 600.0
@@ -103,7 +104,8 @@ class System:
 
         Returns the names of the parts that were killed.
         """
-        slabs = self.nodes.stats().slab_dir
+        self.nodes.ping()
+        slabs = SHARED_MEMORY / f"agentmem-{self.nodes.node_id}"
         parts = self.pids()
         victims = [psutil.Process(pid) for pids in parts.values() for pid in pids]
         for victim in victims:

@@ -1,1 +1,1 @@
-
+"""Where a turn runs: workers, placement, admission."""

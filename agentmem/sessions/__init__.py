@@ -1,1 +1,1 @@
-
+"""What agents do: turns over a token log, leases, hibernation, forks."""

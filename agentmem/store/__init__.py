@@ -1,1 +1,1 @@
-
+"""Where pages lie: one module per medium."""

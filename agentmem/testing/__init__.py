@@ -1,1 +1,1 @@
-
+"""Shipped fakes, for the tests of agentmem and of those who build on it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,6 +146,8 @@ def _storage_config(
 def _environment(options: EngineOptions, run_dir: Path) -> dict[str, str]:
     """Additions to the worker's environment."""
     environment = {
+        # SGLang compiles its page hash at first use, with the ninja of this environment.
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -22,6 +22,7 @@ from agentmem.engine.sglang.launch import LaunchPlan
 from agentmem.errors import EngineFailed
 
 _POLL_SECONDS = 0.25
+_PROGRESS_SECONDS = 5
 _LOG_TAIL_BYTES = 4000
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the kernel's shared memory, not a temporary file
 # What SGLang's processes leave when they are killed: its load slots, and the semaphores that
@@ -77,7 +78,7 @@ class SglangProcess:
                     raise self._failed(f"SGLang ended with code {self.exit_code()} at its start")
                 if waited > deadline_seconds:
                     raise self._failed(f"SGLang did not answer within {deadline_seconds:.0f} s")
-                progress(f"SGLang is starting ({waited:.0f} s)")
+                progress(f"SGLang is starting ({waited - waited % _PROGRESS_SECONDS:.0f} s)")
                 await asyncio.sleep(_POLL_SECONDS)
         self.proof = self._read_proof()
 
