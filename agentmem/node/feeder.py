@@ -142,7 +142,7 @@ class Feeder:
             except NodeUnavailable as error:
                 self.note_silence(error)
                 self._wanted.clear()
-            except Exception:
+            except Exception:  # loop edge: the engine has no other way to reach the agent again
                 logger.exception("the feeder failed; it goes on")
                 self._count("feeder_failed", 1)
             self._wanted.wait(pause)

@@ -52,79 +52,107 @@ class Hello(Struct, tag="hello", forbid_unknown_fields=False):
 
 
 class Grant(Struct, tag="grant"):
+    """A slab of `slots` slots of `slot_bytes` bytes is wanted. Answer: GrantReply."""
+
     slot_bytes: Count
     slots: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 
 
 class GiveBack(Struct, tag="give_back"):
+    """The engine writes to these slabs no more. Answer: Done."""
+
     slabs: Annotated[list[Name], msgspec.Meta(max_length=4096)]
 
 
 class Stored(Struct, tag="stored"):
+    """Slots of one slab that hold committed pages now. Answer: StoredReply."""
+
     slab: Name
     slots: Indexes
     keys: Keys
 
 
 class Missing(Struct, tag="missing"):
+    """Which of these does no tier have? Answer: MissingReply."""
+
     keys: Keys
 
 
 class Find(Struct, tag="find"):
+    """How many, from the first, are held without a gap? Answer: CountReply."""
+
     keys: Keys
 
 
 class Locate(Struct, tag="locate"):
+    """Take a read hold on the prefix that is held. Answer: LocateReply."""
+
     keys: Keys
 
 
 class Release(Struct, tag="release"):
+    """End a read hold; indexes of what was read from which tier, and of what was bad."""
+
     hold_id: Count
     loaded: dict[Tier, Indexes]
     corrupt: Indexes
 
 
 class Claim(Struct, tag="claim"):
+    """Register or renew interest in pages until `expires_at` (epoch). Answer: Done."""
+
     claim_id: ClaimId
     keys: Keys
     expires_at: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 
 
 class Unclaim(Struct, tag="unclaim"):
+    """End a claim; what nothing else claims is deleted. Answer: DeletedReply."""
+
     claim_id: ClaimId
     keys: Keys
 
 
 class Residency(Struct, tag="residency"):
+    """Which tiers hold these? Answer: ResidencyReply."""
+
     keys: Keys
 
 
 class WaitDurable(Struct, tag="wait_durable"):
+    """Answer when all are durable, or after the timeout: IndexesReply of those missing."""
+
     keys: Keys
     timeout_seconds: Seconds
 
 
 class Loads(Struct, tag="loads"):
+    """From which tier were these loaded after that movement? Answer: LoadsReply."""
+
     keys: Keys
     since_seq: Count
 
 
 class CopyPage(Struct, tag="copy_page"):
+    """Store the page `source` under `target`, too. Answer: Done."""
+
     source: KeyBlob
     target: KeyBlob
 
 
 class DropTier(Struct, tag="drop_tier"):
+    """Drop copies of durable pages; None: of all pages. Answer: DeletedReply."""
+
     tier: Literal["dram"]
     keys: Keys | None
 
 
 class Stats(Struct, tag="stats"):
-    pass
+    """Gauges and counters. Answer: StatsReply."""
 
 
 class Ping(Struct, tag="ping"):
-    pass
+    """Answer: Done."""
 
 
 class Failure(Struct, tag="failure"):
@@ -136,10 +164,12 @@ class Failure(Struct, tag="failure"):
 
 
 class Done(Struct, tag="done"):
-    pass
+    """It is done."""
 
 
 class Welcome(Struct, tag="welcome"):
+    """Answer to Hello."""
+
     version: int
     node_id: str
 
@@ -165,6 +195,8 @@ class MissingReply(Struct, tag="missing_reply"):
 
 
 class CountReply(Struct, tag="count_reply"):
+    """A number of keys."""
+
     count: int
 
 
@@ -177,6 +209,8 @@ class LocateReply(Struct, tag="locate_reply"):
 
 
 class DeletedReply(Struct, tag="deleted_reply"):
+    """How many pages are gone, and their payload bytes."""
+
     pages: int
     page_bytes: int
 
@@ -188,6 +222,8 @@ class ResidencyReply(Struct, tag="residency_reply"):
 
 
 class IndexesReply(Struct, tag="indexes_reply"):
+    """Indexes into the keys of the call."""
+
     indexes: list[int]
 
 
@@ -199,6 +235,8 @@ class LoadsReply(Struct, tag="loads_reply"):
 
 
 class StatsReply(Struct, tag="stats_reply"):
+    """Names are those of `Calls.stats`."""
+
     values: dict[str, int]
 
 

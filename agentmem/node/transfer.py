@@ -96,7 +96,7 @@ class PageTransfer:
             return self._find(self._keys(hashes))
         except NodeUnavailable as error:
             self._feeder.note_silence(error)
-        except Exception:
+        except Exception:  # plugin edge: an exception would end SGLang's storage thread for good
             logger.exception("find failed: answering that nothing is stored")
             self._count("find_failed")
         return 0
@@ -109,7 +109,7 @@ class PageTransfer:
         results = [False] * len(hashes)
         try:
             self._store(self._keys(hashes), buffers, results)
-        except Exception:
+        except Exception:  # plugin edge: an exception would end SGLang's storage thread for good
             logger.exception("store failed: %d pages", len(hashes))
             self._count("store_failed")
         self._count("store_refused_pages", results.count(False))
@@ -125,7 +125,7 @@ class PageTransfer:
             self._load(self._keys(hashes), buffers, results)
         except NodeUnavailable as error:
             self._feeder.note_silence(error)
-        except Exception:
+        except Exception:  # plugin edge: an exception would end SGLang's storage thread for good
             logger.exception("load failed: %d pages", len(hashes))
             self._count("load_failed")
             results = [False] * len(hashes)

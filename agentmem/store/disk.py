@@ -140,7 +140,13 @@ class DiskTier:
         size_bytes = sum(len(record.view) for record in records)
         await self._make_room(size_bytes)
         try:
-            extents, states = await self._in_writer_thread(self._writer.write, records)
+            try:
+                extents, states = await self._in_writer_thread(self._writer.write, records)
+            except OSError as error:
+                # The file system is smaller than our budget: evicting may help, but only once.
+                if error.errno not in _FULL or not await self.evict(size_bytes):
+                    raise
+                extents, states = await self._in_writer_thread(self._writer.write, records)
         except OSError as error:
             raise self._refusal(error) from error
         try:

@@ -130,9 +130,9 @@ class PageIndex:
             for number in packs:
                 tx.delete(_PACK_KEY.pack(number), db=self._packs)
                 cursor = tx.cursor(db=self._punches)
-                positioned = cursor.set_range(_PUNCH_KEY.pack(number, 0))
-                while positioned and _PUNCH_KEY.unpack(cursor.key())[0] == number:
-                    positioned = cursor.delete()
+                prefix = _PACK_KEY.pack(number)
+                while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                    cursor.delete()
 
     def finish(self, punched: Iterable[tuple[int, int]], doomed: Iterable[PageKey]) -> None:
         """Notes that bytes at (pack, offset) and dram copies of deleted keys are destroyed."""
@@ -195,19 +195,23 @@ class PageIndex:
 
         Returns how many were dropped and the key to go on after (empty when at the end).
         """
-        dropped = 0
+        expired: list[tuple[bytes, bytes]] = []
         with self._env.begin(write=True, db=self._claims) as tx:
             cursor = tx.cursor()
             positioned = cursor.set_range(after) if after else cursor.first()
             for _ in range(rows_max):
                 if not positioned:
-                    return dropped, b""
-                if _claim_of(cursor.value())[1] <= now_us:
-                    positioned = cursor.delete()
-                    dropped += 1
-                else:
-                    positioned = cursor.next()
-            return dropped, bytes(cursor.key()) if positioned else b""
+                    break
+                key, value = cursor.item()
+                if _claim_of(value)[1] <= now_us:
+                    expired.append((key, value))
+                positioned = cursor.next()
+            if positioned and cursor.key() == after:
+                positioned = cursor.next_nodup()  # a page with more claims than that: go on
+            position = bytes(cursor.key()) if positioned else b""
+            for key, value in expired:
+                tx.delete(key, value)
+        return len(expired), position
 
     def _pop(self, tx: Any, key: PageKey) -> Extent | None:
         value = tx.pop(key, db=self._pages)
