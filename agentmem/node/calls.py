@@ -25,6 +25,45 @@ _LATER = (
     p.DropTier,
     p.Release,
 )
+# Every counter, so that each is there from the start, at 0.
+COUNTERS = (
+    "claims_expired",
+    "connections_refused",
+    "corrupt_disk_pages",
+    "corrupt_dram_pages",
+    "corrupt_slot_headers",
+    "deleted_pages",
+    "evicted_disk_pages",
+    "evicted_dram_pages",
+    "evicted_undurable_pages",
+    "grants_refused_dram_budget",
+    "grants_refused_dram_failed",
+    "housekeeping_failed",
+    "late_deleted_pages",
+    "loaded_disk_page_bytes",
+    "loaded_disk_pages",
+    "loaded_dram_page_bytes",
+    "loaded_dram_pages",
+    "protocol_errors",
+    "punch_failed",
+    "quarantined_disk_pages",
+    "quarantined_dram_pages",
+    "refused_disk_budget",
+    "refused_disk_failed",
+    "refused_disk_full",
+    "refused_index_failed",
+    "slabs_adopted",
+    "stalled_disk_budget",
+    "stalled_disk_failed",
+    "stalled_disk_full",
+    "stalled_index_failed",
+    "stored_accepted_pages",
+    "stored_corrupt_pages",
+    "stored_duplicate_pages",
+    "stored_stale_pages",
+    "written_page_bytes",
+    "written_pages",
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -132,6 +171,7 @@ class Calls:
         """Everything that operators watch; counters begin with the agent's start."""
         behind = self._write_behind
         values = {
+            **dict.fromkeys(COUNTERS, 0),
             **_usage("dram", self._dram.usage()),
             **_usage("disk", self._disk.usage()),
             "slabs": len(self._dram.slabs),

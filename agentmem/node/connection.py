@@ -46,8 +46,7 @@ class Connection:
         try:
             await self._serve()
         except ProtocolError as error:
-            self._calls.counters["protocol_errors"] += 1
-            self._reply(0, p.Failure("protocol", error.message))
+            self._refuse(error)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the peer hung up
         finally:
@@ -101,7 +100,7 @@ class Connection:
         try:
             reply: p.Reply = await self._calls.answer_later(peer, request)
         except ProtocolError as error:
-            self._reply(0, p.Failure("protocol", error.message))
+            self._refuse(error)
             self.close()
             return
         except AgentmemError as error:
@@ -118,6 +117,10 @@ class Connection:
                 return await self._reader.readexactly(size)
         except TimeoutError as error:
             raise ProtocolError(f"no whole frame within {_FRAME_SECONDS_MAX:g} s") from error
+
+    def _refuse(self, error: ProtocolError) -> None:
+        self._calls.counters["protocol_errors"] += 1
+        self._reply(0, p.Failure("protocol", error.message))
 
     def _reply(self, call: int, reply: p.Reply) -> None:
         if self._writer.is_closing():

@@ -13,6 +13,7 @@ from agentmem.core import PageKey
 from agentmem.errors import PageCorrupt
 from agentmem.node.holds import Copy
 from agentmem.node.ownership import Ownership
+from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.record import verify_record
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramCopy, DramTier
@@ -30,9 +31,16 @@ class Retention:
     """Claims and deletion over all tiers."""
 
     def __init__(
-        self, ownership: Ownership, dram: DramTier, disk: DiskTier, executor: Executor
+        self,
+        *,
+        ownership: Ownership,
+        dram: DramTier,
+        disk: DiskTier,
+        write_behind: WriteBehind,
+        executor: Executor,
     ) -> None:
         self._ownership = ownership
+        self._write_behind = write_behind
         self._dram = dram
         self._disk = disk
         self._executor = executor
@@ -65,6 +73,7 @@ class Retention:
             self._dram.remove(copy)
             if count % _SCRUB_CHUNK_PAGES == 0:
                 await asyncio.sleep(0)  # zeroing takes time: let other connections have a turn
+        await self._write_behind.batch_ended()  # it holds pages, too
         await self._disk.reclaim()
         self._ownership.counters["deleted_pages"] += len(sizes)
         return len(sizes), sum(sizes.values())

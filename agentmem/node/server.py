@@ -74,7 +74,13 @@ class NodeAgent:
         waiters = DurabilityWaiters(lambda key: self._disk.get(key) is not None)
         self._write_behind = WriteBehind(self._dram, self._disk, waiters, self._executor)
         ownership = Ownership(self._dram, self._disk, self._write_behind, waiters)
-        self._retention = Retention(ownership, self._dram, self._disk, self._executor)
+        self._retention = Retention(
+            ownership=ownership,
+            dram=self._dram,
+            disk=self._disk,
+            write_behind=self._write_behind,
+            executor=self._executor,
+        )
         self._slabs = Slabs(node_id, self._dram, ownership, self._executor)
         await self._retention.open()
         self._slabs.adopt_orphans()

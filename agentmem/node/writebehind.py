@@ -47,6 +47,8 @@ class WriteBehind:
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._between_batches = asyncio.Event()
+        self._between_batches.set()
 
     @property
     def queued_pages(self) -> int:
@@ -108,6 +110,10 @@ class WriteBehind:
             return False
         return True
 
+    async def batch_ended(self) -> None:
+        """Waits for the batch that is being written now, whose pages it holds."""
+        await self._between_batches.wait()
+
     def _next_batch(self) -> list[DramCopy]:
         batch: list[DramCopy] = []
         size_bytes = 0
@@ -126,6 +132,7 @@ class WriteBehind:
         # The read hold keeps the slot's bytes where they are while the disk tier reads them.
         for copy in batch:
             self._dram.hold(copy)
+        self._between_batches.clear()
         try:
             loop = asyncio.get_running_loop()
             corrupt = await loop.run_in_executor(self._executor, _find_corrupt, batch)
@@ -148,6 +155,7 @@ class WriteBehind:
         finally:
             for copy in batch:
                 self._dram.unhold(copy)
+            self._between_batches.set()
 
     def _note_durable(self, copies: Iterable[DramCopy], rejected: set[PageKey]) -> None:
         self.failing = None

@@ -68,6 +68,7 @@ class DiskTier:
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.reclaim_wanted = asyncio.Event()
+        self._reclaiming = asyncio.Lock()
         self._directory = directory
         self._budget_bytes = budget_bytes
         self._clock = clock
@@ -180,7 +181,7 @@ class DiskTier:
             evict = partial(self._index.evict_unclaimed, chunk, size_bytes - freed, self._now_us())
             extents = await self._in_index_thread(evict)
             self._drop(extents)
-            self.counters["evicted_pages"] += len(extents)
+            self.counters["evicted_disk_pages"] += len(extents)
             freed += sum(record_bytes(extent.payload_bytes) for extent in extents)
         await self.reclaim()
         return freed
@@ -223,7 +224,11 @@ class DiskTier:
         return position
 
     async def reclaim(self) -> None:
-        """Destroys the bytes of deleted pages that nobody reads any more."""
+        """Destroys the bytes of deleted pages that nobody reads any more: they are on return."""
+        async with self._reclaiming:
+            await self._reclaim()
+
+    async def _reclaim(self) -> None:
         work, self._to_punch = self._to_punch, []
         self.reclaim_wanted.clear()
         if not work:

@@ -32,9 +32,7 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 def slab(executor: ThreadPoolExecutor) -> bytearray:
     """Five stored pages."""
     slab = bytearray(SLOT * PAGES)
-    jobs = [
-        StoreJob(memoryview(slab), n * SLOT, KEYS[n], parts(source(n))) for n in range(PAGES)
-    ]
+    jobs = [StoreJob(memoryview(slab), n * SLOT, KEYS[n], parts(source(n))) for n in range(PAGES)]
     assert store_batch(jobs, executor, 3, FAR) == [Outcome.MOVED] * PAGES
     return slab
 
@@ -101,9 +99,7 @@ class TestLoad:
         else:
             os.pwrite(fd, bytes([os.pread(fd, 1, offset)[0] ^ 4]), offset)
         outcomes = load_batch(jobs_for(view, fd, targets()), executor, 3, FAR)
-        assert outcomes == [
-            Outcome.CORRUPT if n == 1 else Outcome.MOVED for n in range(PAGES)
-        ]
+        assert outcomes == [Outcome.CORRUPT if n == 1 else Outcome.MOVED for n in range(PAGES)]
 
     def test_another_page_in_its_place_is_corrupt(
         self, place: tuple[memoryview | None, int], executor: ThreadPoolExecutor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -49,10 +51,8 @@ def test_every_request_arrives_as_it_was_sent() -> None:
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
 def test_no_bytes_do_more_than_be_refused(body: bytes) -> None:
-    try:
+    with contextlib.suppress(ProtocolError):
         p.decode_request(body)
-    except ProtocolError:
-        pass
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ async def test_over_the_budget_the_oldest_unclaimed_pages_go_first(
     clock.now += 11  # the claim expires: page 0 is the oldest again
     await disk.append([record_of(5)])
     assert held(disk, range(6)) == [2, 3, 4, 5]
-    assert disk.counters["evicted_pages"] == 2
+    assert disk.counters["evicted_disk_pages"] == 2
 
 
 async def test_a_budget_full_of_claimed_pages_refuses(open_disk: Opener, clock: Clock) -> None:
