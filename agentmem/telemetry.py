@@ -44,6 +44,8 @@ def configure_logging(level: str) -> None:
     )
     # Its access log names full paths; the gateway writes its own.
     logging.getLogger("uvicorn.access").disabled = True
+    # One line for each call of the engine is for those who debug it.
+    logging.getLogger("httpx2").setLevel(max(number, logging.WARNING))
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 

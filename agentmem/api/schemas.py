@@ -14,10 +14,14 @@ _RETENTION_SECONDS_MAX = 10 * 365 * 86_400
 _METADATA_ENTRIES_MAX = 16
 
 
-def _without_nul(text: str) -> str:
-    # PostgreSQL's text cannot hold it, and no tokenizer needs it.
+def _storable(text: str) -> str:
+    # PostgreSQL's text cannot hold NUL; half a character is in no encoding at all.
     if "\x00" in text:
         raise ValueError("the character NUL (U+0000) is not allowed")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate pair at character {error.start}") from error
     return text
 
 
@@ -25,14 +29,14 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_without_nul)]
-MetadataKey = Annotated[str, AfterValidator(_without_nul), Field(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, AfterValidator(_without_nul), Field(max_length=512)]
+Text = Annotated[str, AfterValidator(_storable)]
+MetadataKey = Annotated[str, AfterValidator(_storable), Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, AfterValidator(_storable), Field(max_length=512)]
 Metadata = Annotated[
     dict[MetadataKey, MetadataValue],
     Field(max_length=_METADATA_ENTRIES_MAX, description="Up to 16 pairs of your own."),
 ]
-StopString = Annotated[str, AfterValidator(_without_nul), Field(min_length=1, max_length=256)]
+StopString = Annotated[str, AfterValidator(_storable), Field(min_length=1, max_length=256)]
 Retention = Annotated[int, Field(ge=0, le=_RETENTION_SECONDS_MAX)]
 
 

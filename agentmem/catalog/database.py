@@ -182,7 +182,14 @@ def _shown(url: str) -> str:
 
 
 def _create_engine(url: str, *, synchronous: str, pool_size: int = 8) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_timeout=60)
+    engine = create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=60,
+        # Errors are logged, and parameters are content.
+        hide_parameters=True,
+    )
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine, synchronous)
     return engine

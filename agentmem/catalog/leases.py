@@ -77,12 +77,15 @@ class Leases:
         ).first()
         return row is not None and (row.owner, row.generation) == (lease.owner, lease.generation)
 
-    async def renew_all(self, owner: str, *, seconds: float) -> int:
-        """Extends every lease of an owner; returns how many. Operators' function."""
+    async def renew(self, session_ids: Sequence[SessionId], owner: str, *, seconds: float) -> int:
+        """Extends those of the leases that are still the owner's; returns how many.
+
+        Operators' function: the owner is a gateway, whatever tenants its sessions are of.
+        """
         table = tables.leases
         result = await self._connection.execute(
             update(table)
-            .where(table.c.owner == owner)
+            .where(table.c.owner == owner, table.c.session_id.in_(session_ids))
             .values(expires_at=now_us() + int(seconds * 1e6))
         )
         return result.rowcount

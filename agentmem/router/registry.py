@@ -92,12 +92,11 @@ class Router:
         if chosen is not None:
             return chosen
         await self.check_model(model)
-        states = ", ".join(
-            f"{worker.id} is {self._state(worker)}"
-            for worker in await self.workers()
-            if worker.model == model
+        # Callers are told the states; their details are for operators (`describe_states`).
+        states = sorted({worker.state for worker in await self.workers() if worker.model == model})
+        raise WorkerUnavailable(
+            f"No worker for model {model!r} is ready (they are {', '.join(states)} or silent)."
         )
-        raise WorkerUnavailable(f"No worker for model {model!r} is ready: {states}.")
 
     @asynccontextmanager
     async def running_on(self, worker: Worker) -> AsyncIterator[Assignment]:

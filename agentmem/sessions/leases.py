@@ -27,7 +27,11 @@ class LeaseKeeper:
         self._held: set[SessionId] = set()
 
     async def take(self, tx: Transaction, session: Session) -> Lease:
-        """The session's lease, or SessionBusy. A dead owner's lease is free at once."""
+        """The session's lease, or SessionBusy. A dead owner's lease is free at once.
+
+        Call `hold` when the transaction has committed. Raises SessionBusy, too, when the session
+        changed since it was read: between the two another gateway may have finished a turn.
+        """
         lease = await tx.leases.acquire(session.id, self._owner, seconds=self._seconds)
         if lease is None:
             other = await tx.leases.find(session.id)
@@ -35,9 +39,8 @@ class LeaseKeeper:
                 await tx.leases.release(other)
                 _log.warning("freed a dead owner's lease", session_id=session.id)
                 lease = await tx.leases.acquire(session.id, self._owner, seconds=self._seconds)
-        if lease is None:
+        if lease is None or await tx.sessions.get(session.tenant_id, session.id) != session:
             raise SessionBusy(session.id, retry_after_seconds=RETRY_AFTER_SECONDS)
-        self._held.add(session.id)
         return lease
 
     @asynccontextmanager
@@ -48,13 +51,21 @@ class LeaseKeeper:
         async with self._catalog.transaction(durable=False) as tx:
             session = await tx.sessions.get(tenant_id, session_id)
             lease = await self.take(tx, session)
+        self.hold(lease)
         try:
             yield session, lease
         finally:
             await self.release(lease)
 
+    def hold(self, lease: Lease) -> None:
+        """Keeps a lease alive from now on, until `release` or `released`."""
+        self._held.add(lease.session_id)
+
     async def release(self, lease: Lease) -> None:
-        """Lets go, even while the caller is being cancelled. Nothing happens if it is gone."""
+        """Lets go, even while the caller is being cancelled. Nothing happens if it is gone.
+
+        A catalog that does not answer changes nothing: the lease is not renewed any more.
+        """
         self._held.discard(lease.session_id)
         await asyncio.shield(asyncio.ensure_future(self._release(lease)))
 
@@ -63,8 +74,11 @@ class LeaseKeeper:
         self._held.discard(lease.session_id)
 
     async def _release(self, lease: Lease) -> None:
-        async with self._catalog.transaction(durable=False) as tx:
-            await tx.leases.release(lease)
+        try:
+            async with self._catalog.transaction(durable=False) as tx:
+                await tx.leases.release(lease)
+        except AgentmemError as error:
+            _log.error("lease not released", session_id=lease.session_id, error=error.message)
 
     async def free_dead(self) -> int:
         """Frees the leases of dead processes on this host; returns how many."""
@@ -87,13 +101,13 @@ class LeaseKeeper:
                 continue
             try:
                 async with self._catalog.transaction(durable=False) as tx:
-                    await tx.leases.renew_all(self._owner, seconds=self._seconds)
+                    await tx.leases.renew(list(self._held), self._owner, seconds=self._seconds)
             except AgentmemError as error:
                 # A lease that runs out meanwhile is fenced at the commit, so trying on is safe.
                 _log.error("leases could not be renewed", error=error.message)
 
     async def release_all(self) -> None:
         """At shutdown: frees whatever this owner still holds."""
+        self._held.clear()
         async with self._catalog.transaction() as tx:
             await tx.leases.release_owner(self._owner)
-        self._held.clear()

@@ -85,6 +85,7 @@ class TurnRunner:
                 lease = await self._leases.take(tx, session)
         if lease is None:
             return await self._replay(session, request, body_hash)
+        self._leases.hold(lease)
         try:
             prepared = await self._prepare(session, lease, request, body_hash, arrived)
         except BaseException:
