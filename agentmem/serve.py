@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import httpx2
 
 from agentmem.app import ensure_first_key
 from agentmem.config import Settings
+from agentmem.errors import ConfigurationInvalid
 
 PARENT_VARIABLE = "AGENTMEM_PARENT_PID"
 
@@ -27,6 +29,7 @@ _BACKOFF_SECONDS_MAX = 30.0
 _STEADY_SECONDS = 30.0
 # The worker drains for up to 30 s and the gateway lets running turns finish.
 _STOP_SECONDS_MAX = 60.0
+_READY = "ready"
 
 
 @dataclass(slots=True)
@@ -34,7 +37,9 @@ class Part:
     """One child process: restarted when it dies, ever more slowly while it keeps dying."""
 
     name: str
-    arguments: tuple[str, ...]
+    command: str
+    # Its name in the gateway's /readyz; the gateway itself answers there at all.
+    check: str
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     failures: int = 0
@@ -49,10 +54,16 @@ class Supervisor:
         self._settings = settings
         self._say = say
         self._stop = threading.Event()
+        self._key: str | None = None
         self._logs = settings.data_dir.absolute() / "logs"
-        self._parts = [Part("node agent", ("node",)), Part("gateway", ("gateway",))]
+        # In the order of their start; they are stopped in reverse.
+        self._parts = [Part("gateway", "gateway", "catalog")]
         if settings.engine == "sglang":
-            self._parts.insert(1, Part("worker", ("worker",)))
+            self._parts = [
+                Part("node agent", "node", "node"),
+                Part("worker", "worker", "workers"),
+                *self._parts,
+            ]
 
     @property
     def url(self) -> str:
@@ -64,8 +75,9 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stop.set())
         self._logs.mkdir(parents=True, exist_ok=True)
+        self._require_free_port()
         self._say(f"agentmem: data in {self._settings.data_dir.absolute()}, logs in {self._logs}")
-        key = ensure_first_key(self._settings)
+        self._key = ensure_first_key(self._settings)
         started = time.monotonic()
         last_progress = started
         with httpx2.Client(base_url=self.url, timeout=2.0, trust_env=False) as http:
@@ -73,12 +85,25 @@ class Supervisor:
                 for part in self._parts:
                     self._keep_running(part)
                 if not all(part.ready for part in self._parts):
-                    progress = self._look(http, key)
+                    progress = self._look(http)
                     if progress and time.monotonic() - last_progress > _PROGRESS_SECONDS:
                         last_progress = time.monotonic()
                         self._say(f"  … {progress} ({last_progress - started:.0f} s)")
                 self._stop.wait(_POLL_SECONDS)
         return self._stop_all()
+
+    def _require_free_port(self) -> None:
+        """Raises ConfigurationInvalid: a gateway of someone else would look like our own."""
+        settings = self._settings
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, settings.port))
+            except OSError as error:
+                raise ConfigurationInvalid(
+                    f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.",
+                    hint="Stop what listens there, or choose another port with --port.",
+                ) from error
 
     def _keep_running(self, part: Part) -> None:
         process = part.process
@@ -107,7 +132,7 @@ class Supervisor:
         }
         with self._log(part).open("ab") as log:
             part.process = subprocess.Popen(
-                [sys.executable, "-m", "agentmem", *part.arguments],
+                [sys.executable, "-m", "agentmem", part.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -119,34 +144,35 @@ class Supervisor:
         self._write_pids()
 
     def _log(self, part: Part) -> Path:
-        return self._logs / f"{part.arguments[0]}.log"
+        return self._logs / f"{part.command}.log"
 
     def _write_pids(self) -> None:
-        pids = {part.arguments[0]: part.process.pid for part in self._parts if part.process}
+        pids = {part.command: part.process.pid for part in self._parts if part.process}
         path = self._settings.run_dir / "serve.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"serve": os.getpid(), "url": self.url, **pids}))
         temporary.replace(path)
 
-    def _look(self, http: httpx2.Client, key: str | None) -> str:
+    def _look(self, http: httpx2.Client) -> str:
         """Asks the gateway which parts are ready, says so once of each, returns what is not."""
         try:
-            answer = http.get("/readyz").json()
+            states = http.get("/readyz").json()["parts"]
         except (httpx2.HTTPError, ValueError):
             return "the gateway is starting"
         waiting = []
         for part in self._parts:
-            state = answer["parts"].get(part.name.replace(" ", "_"), {"ready": True, "detail": ""})
-            if state["ready"] and not part.ready:
+            state = states.get(part.check, _READY)
+            if state == _READY and not part.ready:
                 part.ready = True
-                self._say(f"{part.name}: ready{_with(state['detail'])}")
-            if not state["ready"]:
-                waiting.append(f"{part.name}: {state['detail'] or 'starting'}")
+                self._say(f"{part.name}: ready")
+            elif state != _READY:
+                waiting.append(f"{part.name}: {state}")
         if not waiting:
-            self._say(f"agentmem is ready: {self.url}  (API: {self.url}/docs)")
-            if key is not None:
-                self._say(f"API key of tenant 'default', shown this once: {key}")
+            self._say(f"agentmem is ready: {self.url}  (its API: {self.url}/docs)")
+            if self._key is not None:
+                self._say(f"API key of tenant 'default', shown this once: {self._key}")
+                self._key = None
         return "; ".join(waiting)
 
     def _stop_all(self) -> int:
@@ -168,10 +194,6 @@ class Supervisor:
             (self._settings.run_dir / "serve.json").unlink()
         self._say("agentmem: stopped")
         return code
-
-
-def _with(detail: str) -> str:
-    return f", {detail}" if detail else ""
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:

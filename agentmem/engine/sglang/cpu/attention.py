@@ -1,17 +1,25 @@
-"""Prefill attention of the new rows only.
+"""Attention on a CPU whose result for a token depends on that token and those before it only.
 
-SGLang's `TorchNativeAttnBackend` computes the attention of the whole sequence and throws the rows
-of the cached prefix away, so that a prefix hit would save nothing of it.
+SGLang's `TorchNativeAttnBackend` computes a prefill's attention for the whole sequence and throws
+the rows of the cached prefix away, so that a prefix hit would save nothing of it. And torch's
+kernel rounds differently with the number of keys in its last block (of 512) and for a single row,
+so that the KV of a token depends on how the prompt was cut into chunks, and on whether a prefill
+or decoding made it. Here each row always sees whole blocks of keys, masked, and never comes alone:
+recomputed KV equals what it replaces to the last bit (see tests/unit/sglang/test_cpu.py).
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 Tensor = Any
 
+# Keys per block of torch's CPU flash kernel (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp).
+KEY_BLOCK = 512
 
-def extend_new_rows(
+
+def extend(
     self: Any,
     query: Tensor,
     output: Tensor,
@@ -29,50 +37,104 @@ def extend_new_rows(
     is_cross_attn: bool = False,
     sliding_window_size: int | None = None,
 ) -> Tensor:
-    """Attention of `query` (new tokens, heads, head size) over each sequence's cache.
+    """Prefill: attention of `query` (new tokens, heads, head size) over each sequence's cache.
 
-    Encoder, cross-attention and sliding-window cases go to SGLang's own function.
+    Cases that agentmem does not serve (encoders, cross attention, windows) go to SGLang's function.
     """
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
-    windowed = sliding_window_size is not None and sliding_window_size > -1
-    if encoder_lens is not None or is_cross_attn or windowed:
-        return self._agentmem_whole_extend(
+    if not causal or not _is_plain(encoder_lens, is_cross_attn, sliding_window_size):
+        return self._agentmem_extend(
             query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens,
             extend_prefix_lens, extend_seq_lens, encoder_lens, scaling, enable_gqa, causal,
             is_cross_attn, sliding_window_size,
         )  # fmt: skip
     start = 0
-    for row in range(seq_lens.shape[0]):
-        new, length = int(extend_seq_lens[row]), int(seq_lens[row])
-        prefix = int(extend_prefix_lens[row])
-        slots = req_to_token[req_pool_indices[row], :length]
-        # (tokens, heads, size) -> (1, heads, tokens, size)
-        keys = k_cache[slots].movedim(0, 1).unsqueeze(0).to(query.dtype)
-        values = v_cache[slots].movedim(0, 1).unsqueeze(0).to(query.dtype)
-        rows = query[start : start + new].movedim(0, 1).unsqueeze(0)
-        mask = None
-        if causal and prefix:
-            # Row i sees the prefix and the new tokens up to itself.
-            mask = torch.ones(new, length, dtype=torch.bool).tril(diagonal=prefix)
-        result = scaled_dot_product_attention(
-            rows,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=causal and mask is None,
-            scale=scaling,
-            enable_gqa=enable_gqa,
-        )
-        output[start : start + new] = result.squeeze(0).movedim(1, 0)
+    for sequence in range(seq_lens.shape[0]):
+        new, length = int(extend_seq_lens[sequence]), int(seq_lens[sequence])
+        slots = req_to_token[req_pool_indices[sequence], :length]
+        rows = query[start : start + new]
+        output[start : start + new] = _attend(rows, k_cache, v_cache, slots, scaling, enable_gqa)
         start += new
     return output
 
 
-def install() -> None:
-    """Replaces the backend's prefill; the original stays for the cases not handled here."""
-    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+def decode(
+    self: Any,
+    query: Tensor,
+    output: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    encoder_lens: Tensor | None = None,
+    scaling: float | None = None,
+    enable_gqa: bool = False,
+    causal: bool = False,
+    is_cross_attn: bool = False,
+    sliding_window_size: int | None = None,
+) -> Tensor:
+    """Decoding: one row of `query` for each sequence, the last of its tokens."""
+    if not _is_plain(encoder_lens, is_cross_attn, sliding_window_size):
+        return self._agentmem_decode(
+            query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens,
+            encoder_lens, scaling, enable_gqa, causal, is_cross_attn, sliding_window_size,
+        )  # fmt: skip
+    for sequence in range(seq_lens.shape[0]):
+        slots = req_to_token[req_pool_indices[sequence], : int(seq_lens[sequence])]
+        rows = query[sequence : sequence + 1]
+        output[sequence : sequence + 1] = _attend(
+            rows, k_cache, v_cache, slots, scaling, enable_gqa
+        )
+    return output
 
-    TorchNativeAttnBackend._agentmem_whole_extend = TorchNativeAttnBackend._run_sdpa_forward_extend
-    TorchNativeAttnBackend._run_sdpa_forward_extend = extend_new_rows
+
+def _is_plain(encoder_lens: Tensor | None, is_cross_attn: bool, window: int | None) -> bool:
+    return encoder_lens is None and not is_cross_attn and (window is None or window < 0)
+
+
+def _attend(
+    rows: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    scaling: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """Attention of the sequence's last `rows` (n, heads, size) over all of its `slots`."""
+    from torch.nn.functional import pad, scaled_dot_product_attention
+
+    count, length = rows.shape[0], slots.shape[0]
+    blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
+    # Any slot does behind the end, since the mask hides it; the first one holds real numbers.
+    slots = pad(slots, (0, blocks - length), value=int(slots[0]))
+    if count == 1:
+        rows = rows.expand(2, -1, -1)
+    result = scaled_dot_product_attention(
+        rows.movedim(0, 1).unsqueeze(0),  # (1, heads, rows, size)
+        k_cache[slots].movedim(0, 1).unsqueeze(0).to(rows.dtype),
+        v_cache[slots].movedim(0, 1).unsqueeze(0).to(rows.dtype),
+        attn_mask=_mask(length - count, rows.shape[0], blocks, single=count == 1),
+        scale=scaling,
+        enable_gqa=enable_gqa,
+    )
+    return result.squeeze(0).movedim(1, 0)[:count]
+
+
+# One mask serves all layers of a forward pass.
+@lru_cache(maxsize=8)
+def _mask(prefix: int, rows: int, keys: int, *, single: bool) -> Tensor:
+    """(rows, keys): row i sees keys up to prefix + i; of a doubled single row, both see the same."""
+    import torch
+
+    last = torch.full((rows,), prefix) if single else torch.arange(prefix, prefix + rows)
+    return torch.arange(keys) <= last.unsqueeze(1)
+
+
+def install() -> None:
+    """Replaces the backend's two functions; the originals stay for the cases not handled here."""
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend as Backend
+
+    Backend._agentmem_extend = Backend._run_sdpa_forward_extend
+    Backend._agentmem_decode = Backend._run_sdpa_forward_decode
+    Backend._run_sdpa_forward_extend = extend
+    Backend._run_sdpa_forward_decode = decode
