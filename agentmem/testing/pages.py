@@ -34,6 +34,7 @@ class InMemoryPages:
         self.down = False
         self.drop = 0
         self.claims: dict[str, set[PageKey]] = {}
+        self.unclaimed: list[tuple[str, list[PageKey]]] = []
         self.pages: dict[PageKey, float] = {}
         self._loads: list[tuple[PageKey, Tier]] = []
 
@@ -67,6 +68,7 @@ class InMemoryPages:
     async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> Freed:
         """See `Pages.unclaim`."""
         self._check()
+        self.unclaimed.append((claim_id, list(keys)))
         self.claims.get(claim_id, set()).difference_update(keys)
         freed = 0
         for key in keys:
