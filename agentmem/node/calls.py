@@ -10,7 +10,8 @@ from agentmem.errors import InvalidRequest, NotFound, ProtocolError
 from agentmem.node import protocol as p
 from agentmem.node.ownership import Ownership
 from agentmem.node.retention import Retention
-from agentmem.node.slabs import Owner, Slabs
+from agentmem.node.shares import Owner
+from agentmem.node.slabs import Slabs
 from agentmem.node.writebehind import WriteBehind
 from agentmem.store.base import TierUsage
 from agentmem.store.disk import DiskTier
@@ -27,6 +28,7 @@ _LATER = (
 )
 # Every counter, so that each is there from the start, at 0.
 COUNTERS = (
+    "calls_failed",
     "claims_expired",
     "connections_refused",
     "corrupt_disk_pages",
@@ -38,6 +40,7 @@ COUNTERS = (
     "evicted_undurable_pages",
     "grants_refused_dram_budget",
     "grants_refused_dram_failed",
+    "grants_refused_dram_share",
     "housekeeping_failed",
     "late_deleted_pages",
     "loaded_disk_page_bytes",
@@ -53,6 +56,7 @@ COUNTERS = (
     "refused_disk_full",
     "refused_index_failed",
     "slabs_adopted",
+    "slabs_asked_back",
     "stalled_disk_budget",
     "stalled_disk_failed",
     "stalled_disk_full",
@@ -129,6 +133,8 @@ class Calls:
             case p.GiveBack(slabs=names):
                 self._slabs.take_back([self._slabs.slab_of(peer.owner, name) for name in names])
                 reply = p.Done()
+            case p.Wanted():
+                reply = p.NamesReply(self._slabs.wanted_from(peer.owner))
             case p.Loads(keys=keys, since_seq=since_seq):
                 found = ownership.movements.since(p.split_keys(keys), since_seq)
                 tiers = bytes(0 if tier is None else p.TIERS.index(tier) + 1 for tier in found)

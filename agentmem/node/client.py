@@ -119,6 +119,10 @@ class NodeClient:
         """Hands slabs (file names) over to the agent; nothing may be written to them any more."""
         self._call(p.GiveBack(list(slabs)), p.Done, timeout_seconds)
 
+    def wanted(self, *, timeout_seconds: float | None = None) -> list[str]:
+        """Slabs (file names) that the agent asks this engine to give back."""
+        return self._call(p.Wanted(), p.NamesReply, timeout_seconds).names
+
     def stored(
         self,
         slab: str,

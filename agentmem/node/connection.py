@@ -7,8 +7,6 @@ import logging
 import socket
 import struct
 
-import lmdb
-
 from agentmem.errors import (
     AgentmemError,
     InvalidRequest,
@@ -18,7 +16,7 @@ from agentmem.errors import (
 )
 from agentmem.node import protocol as p
 from agentmem.node.calls import Calls, Peer
-from agentmem.node.slabs import Owner
+from agentmem.node.shares import Owner
 from agentmem.pages.slab import process_start_ticks
 
 logger = logging.getLogger(__name__)
@@ -105,8 +103,9 @@ class Connection:
             return
         except AgentmemError as error:
             reply = _failure(error)
-        except (OSError, lmdb.Error) as error:
+        except Exception as error:  # loop edge: a fault of ours must not leave the caller waiting
             logger.exception("%s failed", type(request).__name__)
+            self._calls.counters["calls_failed"] += 1
             reply = p.Failure("failed", f"{type(request).__name__}: {error}")
         self._reply(call, reply)
 

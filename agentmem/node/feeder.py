@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -21,13 +22,14 @@ _ANNOUNCE_SLOTS_MAX = 4096
 _IDLE_SECONDS = 1.0
 _RETRY_SECONDS = 0.2
 _WAITED_FOR_SECONDS = 0.02
+_LET_GO_SECONDS = 0.5
 _STOP_SECONDS = 1.0
 
 
 class Feeder:
     """Runs one thread. `silent`: the agent did not answer lately; nobody should wait for it.
 
-    `count(name, amount)` adds to the engine's counters.
+    `count(name, amount)` adds to the engine's counters; `tidy` is called about every second.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Feeder:
         slots: int,
         spool_slabs_min: int,
         count: Callable[[str, int], None],
+        tidy: Callable[[], None],
     ) -> None:
         self._client = client
         self._spool = spool
@@ -46,6 +49,7 @@ class Feeder:
         self._slots = slots
         self._spool_slots_min = spool_slabs_min * slots
         self._count = count
+        self._tidy = tidy
         self._silent = threading.Event()
         self._wanted = threading.Event()
         self._stopped = threading.Event()
@@ -78,6 +82,12 @@ class Feeder:
             logger.warning("slabs stay until this process ends: %s", error)
         self._spool.close()
         self._client.close()
+
+    def note_taken(self) -> None:
+        """Slots were taken: asks for more when few are left."""
+        free, total, _ = self._spool.counts()
+        if free < self._enough(total) or not total:
+            self._wanted.set()
 
     def wake(self) -> None:
         """There is something to do."""
@@ -154,17 +164,37 @@ class Feeder:
             self._client.ping(timeout_seconds=_PING_SECONDS)
             logger.warning("the node agent answers again")
             self._silent.clear()
+        self._tidy()
+        wanted = self._client.wanted(timeout_seconds=_PING_SECONDS)
+        # What was let go of stays so: the agent may have it though its reply was lost.
+        for name in {*wanted, *self._spool.closing()}:
+            self._give_back(name)
         free, total, unacknowledged = self._spool.counts()
         if unacknowledged:
             self.announce(self._client, timeout_seconds=_ANNOUNCE_SECONDS)
-        enough = self._spool_slots_min
-        if self._granted_out:
-            enough = min(enough, total // 2)
+        enough = self._enough(total)
         if free < enough:
             free = self._spool.rescan()
         if free >= enough and not (self._spool.waiters and free == 0):
             return _IDLE_SECONDS
         return self._ask_for_slots()
+
+    def _give_back(self, name: str) -> None:
+        """Hands over a slab that the agent needs for another engine."""
+        if self._spool.let_go(name, time.monotonic() + _LET_GO_SECONDS):
+            self.announce(self._client, timeout_seconds=_ANNOUNCE_SECONDS)
+            # It may be the agent's already.
+            with contextlib.suppress(NotFound):
+                self._client.give_back([name], timeout_seconds=_ANNOUNCE_SECONDS)
+            self._spool.drop(name)
+            self._granted_out = True
+            self._count("slabs_given_back", 1)
+
+    def _enough(self, total_slots: int) -> int:
+        """Free slots that need no more to be asked for."""
+        if not self._granted_out:
+            return self._spool_slots_min
+        return max(1, min(self._spool_slots_min, total_slots // 2))
 
     def _ask_for_slots(self) -> float:
         granted = self._client.grant(self._slot_bytes, self._slots, timeout_seconds=_GRANT_SECONDS)
@@ -175,6 +205,7 @@ class Feeder:
             except (OSError, PageCorrupt) as error:
                 logger.error("the granted slab cannot be used: %s", error)
                 self._count("slabs_unusable", 1)
+                self._client.give_back([granted.path.name], timeout_seconds=_PING_SECONDS)
                 return _RETRY_SECONDS
             return 0.0
         self._granted_out = True

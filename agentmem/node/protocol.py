@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from agentmem.core import PAGE_KEY_BYTES, PageKey, Tier
+from agentmem.core import FINGERPRINT_DIGEST_BYTES, PAGE_KEY_BYTES, PageKey, Tier
 from agentmem.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -30,6 +30,7 @@ DURABLE_BIT = 0x80
 
 Keys = Annotated[bytes, msgspec.Meta(max_length=KEYS_MAX * PAGE_KEY_BYTES)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+EngineId = Annotated[str, msgspec.Meta(max_length=128, pattern="^[!-~]*$")]
 ClaimId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Indexes = Annotated[list[Count], msgspec.Meta(max_length=KEYS_MAX)]
@@ -46,9 +47,9 @@ class Hello(Struct, tag="hello", forbid_unknown_fields=False):
 
     version: int
     role: Literal["engine", "gateway", "worker"]
-    engine_id: str
+    engine_id: EngineId
     pid: int
-    fingerprint: bytes
+    fingerprint: Annotated[bytes, msgspec.Meta(max_length=FINGERPRINT_DIGEST_BYTES)]
 
 
 class Grant(Struct, tag="grant"):
@@ -62,6 +63,10 @@ class GiveBack(Struct, tag="give_back"):
     """The engine writes to these slabs no more. Answer: Done."""
 
     slabs: Annotated[list[Name], msgspec.Meta(max_length=4096)]
+
+
+class Wanted(Struct, tag="wanted"):
+    """Which of its slabs should the engine give back, for others' sake? Answer: NamesReply."""
 
 
 class Stored(Struct, tag="stored"):
@@ -188,6 +193,12 @@ class StoredReply(Struct, tag="stored_reply"):
     outcomes: bytes
 
 
+class NamesReply(Struct, tag="names_reply"):
+    """Slab file names."""
+
+    names: list[str]
+
+
 class MissingReply(Struct, tag="missing_reply"):
     """One byte per key: 1 where no tier has it."""
 
@@ -246,6 +257,7 @@ Request = (
     Hello
     | Grant
     | GiveBack
+    | Wanted
     | Stored
     | Missing
     | Find
@@ -267,6 +279,7 @@ Reply = (
     | Welcome
     | GrantReply
     | StoredReply
+    | NamesReply
     | MissingReply
     | CountReply
     | LocateReply

@@ -177,7 +177,11 @@ class NodeAgent:
 
 
 def run_node(settings: Settings) -> None:
-    """Runs the node agent until SIGTERM or SIGINT. Raises AgentmemError when it cannot start."""
+    """Runs the node agent until SIGTERM or SIGINT. Raises AgentmemError when it cannot start.
+
+    Logs one line when it is ready, to stderr unless the caller has set up logging.
+    """
+    logging.basicConfig(level=settings.log_level.upper())
     asyncio.run(_run(settings))
 
 

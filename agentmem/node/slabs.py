@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import NamedTuple
 
 from agentmem.core import PageKey
 from agentmem.errors import InvalidRequest, NotFound, StoreRefused
 from agentmem.node.ownership import Ownership
+from agentmem.node.shares import Owner, donor_for, fair_share_bytes, may_grow
 from agentmem.pages.record import (
     HEADER_BYTES,
     RecordHeader,
@@ -20,20 +20,21 @@ from agentmem.pages.record import (
     record_bytes,
     verify_record,
 )
-from agentmem.pages.slab import AGENT_OWNER, SlabHeader, check_shape, commit_slot
+from agentmem.pages.slab import (
+    AGENT_OWNER,
+    SLAB_HEADER_BYTES,
+    SlabHeader,
+    check_shape,
+    commit_slot,
+    slot_offset,
+)
 from agentmem.store.dram import DramTier, Slab, create_slab
 
 logger = logging.getLogger(__name__)
 
 _AGENT_SLAB_SLOTS = 8
-
-
-class Owner(NamedTuple):
-    """An engine's process, as the kernel names it."""
-
-    engine_id: str
-    pid: int
-    start_ticks: int
+_SLABS_MIN = 4
+_STARVED_SECONDS = 3.0
 
 
 class Slabs:
@@ -46,19 +47,29 @@ class Slabs:
         self._dram = dram
         self._ownership = ownership
         self._executor = executor
+        self._wanted: set[str] = set()
+        # Engines below their share that were refused a slab, and when.
+        self._starved: dict[Owner, float] = {}
 
     async def grant(self, owner: Owner, slot_bytes: int, slots: int) -> tuple[str, int]:
         """A new slab's path; or, without room for one, "" and how many slots of the engine's
         slabs were emptied instead. Raises InvalidRequest for an impossible shape.
+
+        The slab may have fewer slots than asked for: none takes more than a quarter of the budget.
         """
         try:
             check_shape(slot_bytes, slots)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
+        quarter = self._dram.usage().budget_bytes // _SLABS_MIN
+        slots = min(slots, max(1, (quarter - SLAB_HEADER_BYTES) // slot_bytes))
+        slab_bytes = slot_offset(slot_bytes, slots)
         try:
+            self._check_share(owner, slab_bytes)
             slab = await self._make(owner, slot_bytes, slots)
         except StoreRefused as error:
             self._ownership.counters[f"grants_refused_{error.reason}"] += 1
+            self._ask_back_for(owner, slab_bytes)
             return "", self._ownership.evict(slots, self.slabs_of(owner))
         return str(slab.path), 0
 
@@ -73,9 +84,14 @@ class Slabs:
             raise NotFound("slab", name)
         return slab
 
+    def wanted_from(self, owner: Owner) -> list[str]:
+        """Slabs that this engine should give back, because another one has too few."""
+        return [slab.name for slab in self.slabs_of(owner) if slab.name in self._wanted]
+
     def take_back(self, slabs: Sequence[Slab]) -> None:
         """The agent owns these from now on; what they hold stays served."""
         for slab in slabs:
+            self._wanted.discard(slab.name)
             found = self._dram.adopt(slab)
             self._ownership.take_in(found)
             logger.info("slab %s is the agent's now, %d new pages in it", slab.name, len(found))
@@ -114,6 +130,38 @@ class Slabs:
                 self._ownership.take_in([slab.copies[slot]])
         finally:
             self._ownership.holds.end(hold.hold_id)
+
+    def _ask_back_for(self, owner: Owner, slab_bytes: int) -> None:
+        """Marks a slab to be given back by an engine that has more, if `owner` has too little.
+
+        Only the engine itself may stop writing to a slab, so it is asked (`wanted`) to.
+        """
+        sizes, budget_bytes = self._sizes(), self._dram.usage().budget_bytes
+        if sizes.get(owner, 0) >= fair_share_bytes(budget_bytes, len({owner, *sizes})):
+            return
+        self._starved[owner] = time.monotonic()
+        donor = donor_for(owner, slab_bytes, sizes, budget_bytes)
+        slabs = [] if donor is None else self.slabs_of(donor)
+        if slabs and not self._wanted.intersection(slab.name for slab in slabs):
+            self._wanted.add(min(slabs, key=lambda slab: len(slab.copies)).name)
+            self._ownership.counters["slabs_asked_back"] += 1
+
+    def _check_share(self, owner: Owner, slab_bytes: int) -> None:
+        """Raises StoreRefused while others have less than their share, and this would be more."""
+        horizon = time.monotonic() - _STARVED_SECONDS
+        self._starved = {o: at for o, at in self._starved.items() if at > horizon}
+        budget_bytes = self._dram.usage().budget_bytes
+        if not may_grow(owner, slab_bytes, self._sizes(), self._starved, budget_bytes):
+            raise StoreRefused("other engines have less than their share", reason="dram_share")
+
+    def _sizes(self) -> dict[Owner, int]:
+        """Bytes of slabs per engine."""
+        sizes: dict[Owner, int] = {}
+        for slab in self._dram.slabs.values():
+            if not slab.is_agents:
+                owner = _owner_of(slab)
+                sizes[owner] = sizes.get(owner, 0) + slab.header.file_bytes
+        return sizes
 
     async def _agent_slot(self, payload_bytes: int) -> tuple[Slab, int]:
         """A slot for the agent to write, in the adopted slabs, a new one, or an emptied one."""
@@ -160,8 +208,12 @@ class Slabs:
 
 
 def _owns(owner: Owner, slab: Slab) -> bool:
+    return owner == _owner_of(slab)
+
+
+def _owner_of(slab: Slab) -> Owner:
     header = slab.header
-    return owner == (header.owner_engine_id, header.owner_pid, header.owner_start_ticks)
+    return Owner(header.owner_engine_id, header.owner_pid, header.owner_start_ticks)
 
 
 def _copy_record(

@@ -27,13 +27,18 @@ from agentmem.pages.slab import (
 
 @dataclass(slots=True, eq=False)
 class OwnSlab:
-    """A slab granted to this process. `taken`: free in the file, but about to be written."""
+    """A slab granted to this process. `taken`: free in the file, but about to be written.
+
+    `closing`: it will be given back, no slot of it is given out any more.
+    """
 
     name: str
     header: SlabHeader
     view: memoryview
+    identity: tuple[int, int]
     free: deque[int] = field(default_factory=deque)
     taken: set[int] = field(default_factory=set)
+    closing: bool = False
 
 
 class Slot(NamedTuple):
@@ -76,9 +81,9 @@ class Spool:
 
     def add(self, path: Path) -> None:
         """Takes a granted slab into use. Raises OSError or PageCorrupt."""
-        header, view, _ = map_slab(path)
+        header, view, identity = map_slab(path)
         with self._changed:
-            self._slabs[path.name] = OwnSlab(path.name, header, view)
+            self._slabs[path.name] = OwnSlab(path.name, header, view, identity)
             self._rescan()
             self._changed.notify_all()
 
@@ -90,6 +95,34 @@ class Spool:
             for key in lost:
                 del self._unacknowledged[key]
             return len(lost)
+
+    def view_of(self, name: str, identity: tuple[int, int]) -> memoryview | None:
+        """The bytes of one of our own slabs, None when the file is none of them."""
+        with self._changed:
+            slab = self._slabs.get(name)
+            return slab.view if slab is not None and slab.identity == identity else None
+
+    def let_go(self, name: str, deadline: float) -> bool:
+        """Gives out no slot of this slab any more, and waits for the writes under way to end.
+
+        False when they did not by `deadline`; the slab is then in use as before.
+        """
+        with self._changed:
+            slab = self._slabs.get(name)
+            if slab is None:
+                return True
+            slab.closing = True
+            while slab.taken:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or not self._changed.wait(remaining):
+                    slab.closing = False
+                    return False
+            return True
+
+    def closing(self) -> list[str]:
+        """Slabs that were let go of, but that the agent may not have yet."""
+        with self._changed:
+            return [slab.name for slab in self._slabs.values() if slab.closing]
 
     def close(self) -> list[str]:
         """Gives out no slot any more. Returns the names of the slabs that were in use."""
@@ -138,6 +171,7 @@ class Spool:
             for slot, key in zip(slots, keys, strict=True):
                 slot.slab.taken.discard(slot.number)
                 self._unacknowledged[key] = slot
+            self._changed.notify_all()
 
     def holds(self, key: PageKey) -> bool:
         """Whether the page lies in a slot that the agent has not acknowledged yet."""
@@ -163,22 +197,23 @@ class Spool:
     def counts(self) -> tuple[int, int, int]:
         """(free slots, slots in all, unacknowledged pages)."""
         with self._changed:
-            free = sum(len(slab.free) for slab in self._slabs.values())
-            total = sum(slab.header.slots for slab in self._slabs.values())
+            usable = [slab for slab in self._slabs.values() if not slab.closing]
+            free = sum(len(slab.free) for slab in usable)
+            total = sum(slab.header.slots for slab in usable)
             return free, total, len(self._unacknowledged)
 
     def rescan(self) -> int:
         """Looks for slots that the agent has freed. Returns the free slots."""
         with self._changed:
             self._rescan()
-            return sum(len(slab.free) for slab in self._slabs.values())
+            return sum(len(slab.free) for slab in self._slabs.values() if not slab.closing)
 
     def _take_now(self, count: int) -> list[Slot]:
         if sum(len(slab.free) for slab in self._slabs.values()) < count:
             self._rescan()
         slots: list[Slot] = []
         for slab in self._slabs.values():
-            while slab.free and len(slots) < count:
+            while not slab.closing and slab.free and len(slots) < count:
                 number = slab.free.popleft()
                 slab.taken.add(number)
                 slots.append(Slot(slab, number))

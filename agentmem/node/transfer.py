@@ -33,6 +33,7 @@ Buffers = Sequence[Sequence[memoryview]]
 _THREADS = 4
 _MISSING_SECONDS = 0.25
 _ANNOUNCE_SECONDS = 0.25
+_LOCATE_SECONDS = 1.0
 _RELEASE_SECONDS = 1.0
 
 
@@ -87,6 +88,7 @@ class PageTransfer:
             slots=max(1, (slab_bytes - SLAB_HEADER_BYTES) // slot_bytes),
             spool_slabs_min=spool_slabs_min,
             count=self._count,
+            tidy=self._forget_unlinked,
         )
         self._feeder.start()
 
@@ -187,7 +189,7 @@ class PageTransfer:
         wanted = [key for key in pages if key not in safe]
         while wanted:
             slots = self._spool.take_now(len(wanted))
-            self._feeder.wake()
+            self._feeder.note_taken()
             if not slots:
                 # A silent agent grants and frees nothing: then what is free now is all there is.
                 slots = self._spool.take(len(wanted), deadline, lambda: self._feeder.silent)
@@ -228,7 +230,6 @@ class PageTransfer:
     def _announce(self, deadline: float) -> set[PageKey]:
         """Tells the agent now, if it listens; the feeder does it later otherwise."""
         if self._feeder.silent:
-            self._feeder.wake()
             return set()
         try:
             seconds = min(_ANNOUNCE_SECONDS, deadline - time.monotonic())
@@ -243,7 +244,8 @@ class PageTransfer:
             return
         if len(keys) != len(buffers):
             raise ValueError(f"{len(keys)} pages, but buffers for {len(buffers)}")
-        located = self._reader.locate(keys, timeout_seconds=self._load_seconds)
+        seconds = min(self._load_seconds, _LOCATE_SECONDS)
+        located = self._reader.locate(keys, timeout_seconds=seconds)
         loaded: dict[Tier, list[int]] = {}
         corrupt: list[int] = []
         try:
@@ -285,19 +287,22 @@ class PageTransfer:
         """A slab's bytes, mapped once as long as the file is the same. Raises OSError."""
         status = Path(path).stat()
         identity = (status.st_dev, status.st_ino)
+        own = self._spool.view_of(Path(path).name, identity)
+        if own is not None:
+            return own
         with self._mapping:
             known = self._maps.get(path)
             if known is not None and known[0] == identity:
                 return known[1]
-            self._forget_unlinked()
             _, view, identity = map_slab(Path(path))
             self._maps[path] = (identity, view)
             return view
 
     def _forget_unlinked(self) -> None:
         """Unmaps slabs whose file is gone: their memory is given back with the last mapping."""
-        for path in [path for path in self._maps if not Path(path).exists()]:
-            del self._maps[path]
+        with self._mapping:
+            for path in [path for path in self._maps if not Path(path).exists()]:
+                del self._maps[path]
 
     def _release(self, hold_id: int, loaded: dict[Tier, list[int]], corrupt: list[int]) -> None:
         try:

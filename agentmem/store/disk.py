@@ -93,8 +93,10 @@ class DiskTier:
             self._records[pack] += 1
             self._reserved_bytes += size_bytes
             self._to_punch.append((pack, offset, size_bytes))
-        self._writer.resume(await self._in_index_thread(self._index.packs))
+        packs = await self._in_index_thread(self._index.packs)
+        self._writer.resume(packs)
         await self.reclaim()
+        await self._unlink_empty(packs)
         return recovery
 
     async def close(self) -> None:
@@ -138,24 +140,27 @@ class DiskTier:
         here already). Raises StoreRefused when the budget is used up by claimed pages, or the
         medium is full or fails; none of the records is then in the tier.
         """
+        try:
+            return await self._append(records)
+        except (OSError, lmdb.Error) as error:
+            raise self._refusal(error) from error
+
+    async def _append(self, records: Sequence[Record]) -> list[Record]:
         size_bytes = sum(len(record.view) for record in records)
         await self._make_room(size_bytes)
         try:
-            try:
-                extents, states = await self._in_writer_thread(self._writer.write, records)
-            except OSError as error:
-                # The file system is smaller than our budget: evicting may help, but only once.
-                if error.errno not in _FULL or not await self.evict(size_bytes):
-                    raise
-                extents, states = await self._in_writer_thread(self._writer.write, records)
+            extents, states = await self._in_writer_thread(self._writer.write, records)
         except OSError as error:
-            raise self._refusal(error) from error
+            # The file system is smaller than our budget: evicting may help, but only once.
+            if error.errno not in _FULL or not await self.evict(size_bytes):
+                raise
+            extents, states = await self._in_writer_thread(self._writer.write, records)
         try:
             commit = partial(self._index.commit, extents, states)
             refused = {(e.pack, e.offset) for e in await self._in_index_thread(commit)}
-        except lmdb.Error as error:
+        except lmdb.Error:
             await self._in_writer_thread(self._writer.undo)
-            raise self._refusal(error) from error
+            raise
         # No await between the commit and here: what the index thread does next (a deletion, say)
         # then finds the page in `_pages`.
         rejected = []

@@ -107,7 +107,10 @@ class PackWriter:
         """
         for pack in self._created:
             os.close(pack.fd)
-            (self._directory / pack_name(pack.number)).unlink(missing_ok=True)
+            try:
+                (self._directory / pack_name(pack.number)).unlink(missing_ok=True)
+            except OSError as error:
+                logger.error("pack %d: stays, unused: %s", pack.number, error)
         if self._before is not None:
             try:
                 os.ftruncate(self._before.fd, self._before.end)
@@ -133,9 +136,9 @@ class PackWriter:
             if current.end + size_bytes <= self._pack_bytes or current.end == PACK_HEADER_BYTES:
                 return current
             states[current.number] = PackState(current.end, sealed=True)
-        number = self._next_number
+        # A number is used once, even where making its file fails half-way.
+        number, self._next_number = self._next_number, self._next_number + 1
         fd = create_pack(self._directory / pack_name(number), self._node_id, number)
-        self._next_number = number + 1
         pack = _OpenPack(number, fd, PACK_HEADER_BYTES)
         self._created.append(pack)
         self._current = pack

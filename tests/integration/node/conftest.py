@@ -134,8 +134,8 @@ class Agent:
         self._clients.append(NodeClient(self.socket, **options))
         return self._clients[-1]
 
-    def engine(self, engine_id: str = "engine", **options: Any) -> PageTransfer:
-        """A transfer with its spool full."""
+    def engine(self, engine_id: str = "engine", *, slots: int = 18, **options: Any) -> PageTransfer:
+        """A transfer that has at least `slots` free slots, when there is an agent."""
         transfer = PageTransfer(
             self.socket,
             engine_id=engine_id,
@@ -145,7 +145,7 @@ class Agent:
         )
         self._transfers.append(transfer)
         if self.process is not None and self.process.poll() is None:
-            eventually(lambda: transfer.counters()["spool_free_slots"] >= 36)
+            eventually(lambda: transfer.counters()["spool_free_slots"] >= slots)
         return transfer
 
     def end(self) -> None:

@@ -323,6 +323,48 @@ def test_a_small_dram_budget_evicts_what_is_durable(tmp_path: Path) -> None:
         agent.end()
 
 
+def test_an_engine_that_comes_late_gets_its_share(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.env = {"AGENTMEM_DRAM_BYTES": str(6 << 20)}
+    agent.start()
+    try:
+        one, client = agent.engine("one"), agent.client()
+        for start in range(0, 200, 10):
+            assert store(one, range(start, start + 10)) == [True] * 10
+        assert client.wait_durable(keys_of(range(200)), 5) == []
+        assert client.stats()["dram_reserved_bytes"] > 4.9 * 2**20
+        two = agent.engine("two")
+        for start in range(200, 300, 10):
+            eventually(lambda start=start: all(store(two, range(start, start + 10))), 5)
+            eventually(lambda start=start: all(store(one, range(start + 200, start + 210))), 5)
+        assert client.stats()["slabs_asked_back"] >= 2
+        assert one.counters()["slabs_given_back"] >= 2
+        assert client.wait_durable(keys_of([*range(300), *range(400, 500)]), 5) == []
+        assert loads_right(one, [*range(300), *range(400, 500)])
+        given_back = one.counters()["slabs_given_back"]
+        time.sleep(1.5)  # an even share is not passed to and fro
+        assert one.counters()["slabs_given_back"] + two.counters().get("slabs_given_back", 0) == (
+            given_back
+        )
+    finally:
+        agent.end()
+
+
+def test_a_budget_below_one_slab_gives_smaller_ones(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.env = {"AGENTMEM_DRAM_BYTES": str(400_000)}
+    agent.start()
+    try:
+        engine, client = agent.engine(slots=1), agent.client()
+        for number in range(20):
+            assert store(engine, [number]) == [True]
+        assert client.wait_durable(keys_of(range(20)), 5) == []
+        assert client.stats()["dram_reserved_bytes"] <= 400_000
+        assert loads_right(engine, range(20))
+    finally:
+        agent.end()
+
+
 def test_a_disk_that_takes_nothing_costs_pages_but_no_engine(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.env = {

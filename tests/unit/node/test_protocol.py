@@ -20,6 +20,7 @@ REQUESTS: list[p.Request] = [
     p.Hello(1, "engine", "e", 5, b"f" * 16),
     p.Grant(8192, 3),
     p.GiveBack(["slab-000000"]),
+    p.Wanted(),
     p.Stored("slab-000000", [0, 1, 2], BLOB),
     p.Missing(BLOB),
     p.Find(BLOB),
