@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -89,12 +89,19 @@ class Catalog:
 
     async def check_schema(self) -> None:
         """Raises ConfigurationInvalid unless the schema is the one that this version knows."""
+        database = make_url(self.url).database
+        if self._is_sqlite and database and not await asyncio.to_thread(Path(database).is_file):
+            # Connecting would make an empty file, or leave a thread behind where it cannot.
+            raise ConfigurationInvalid(
+                f"The catalog {_shown(self.url)} does not exist.",
+                hint="Run `agentmem migrate`, or check the data directory.",
+            )
         head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
         try:
             async with self._engine.connect() as connection:
                 configured = await connection.execution_options(**_READ)
                 current = await configured.run_sync(_current_revision)
-        except OperationalError as error:
+        except DBAPIError as error:
             raise ConfigurationInvalid(
                 f"The catalog {_shown(self.url)} cannot be opened: {error.orig}.",
                 hint="Check the URL, the folder and its permissions.",
@@ -129,7 +136,9 @@ async def _translated() -> AsyncIterator[None]:
     """A database that fails is an operating error, told apart from a wrong statement."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+    except (IntegrityError, ProgrammingError, DataError):
+        raise
+    except (DBAPIError, PoolTimeoutError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         raise CatalogUnavailable(f"The catalog is not available: {cause}.") from error
 

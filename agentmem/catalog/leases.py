@@ -10,19 +10,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from agentmem.catalog import tables
 from agentmem.catalog.ids import now_us
 from agentmem.catalog.records import Lease
-from agentmem.core import SessionId
+from agentmem.core import SessionId, TenantId
 
 
 class Leases:
-    """Statements on `leases`; see `database.Transaction`.
-
-    The caller has checked that the session is the tenant's; a row per session is made with it.
-    """
+    """Statements on `leases`; see `database.Transaction`. A session's row is made with it."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def acquire(self, session_id: SessionId, owner: str, *, seconds: float) -> Lease | None:
+    async def acquire(
+        self, tenant_id: TenantId, session_id: SessionId, owner: str, *, seconds: float
+    ) -> Lease | None:
         """Takes a free or expired lease with the next generation; None when it is held."""
         table = tables.leases
         now = now_us()
@@ -32,30 +31,38 @@ class Leases:
                 update(table)
                 .where(
                     table.c.session_id == session_id,
+                    table.c.tenant_id == tenant_id,
                     table.c.owner.is_(None) | (table.c.expires_at <= now),
                 )
                 .values(owner=owner, generation=table.c.generation + 1, expires_at=expires_at)
                 .returning(table.c.generation)
             )
         ).first()
-        return None if row is None else Lease(session_id, owner, row.generation, expires_at)
+        if row is None:
+            return None
+        return Lease(tenant_id, session_id, owner, row.generation, expires_at)
 
-    async def find(self, session_id: SessionId) -> Lease | None:
+    async def find(self, tenant_id: TenantId, session_id: SessionId) -> Lease | None:
         """The lease in force, if any."""
         table = tables.leases
         row = (
-            await self._connection.execute(select(table).where(table.c.session_id == session_id))
+            await self._connection.execute(
+                select(table).where(
+                    table.c.session_id == session_id, table.c.tenant_id == tenant_id
+                )
+            )
         ).first()
         if row is None or row.owner is None or row.expires_at <= now_us():
             return None
-        return Lease(SessionId(row.session_id), row.owner, row.generation, row.expires_at)
+        return Lease(**row._mapping)
 
-    async def held(self, session_ids: Sequence[SessionId]) -> set[SessionId]:
+    async def held(self, tenant_id: TenantId, session_ids: Sequence[SessionId]) -> set[SessionId]:
         """Those of the sessions whose lease is in force."""
         table = tables.leases
         rows = await self._connection.execute(
             select(table.c.session_id).where(
                 table.c.session_id.in_(session_ids),
+                table.c.tenant_id == tenant_id,
                 table.c.owner.is_not(None),
                 table.c.expires_at > now_us(),
             )
@@ -71,7 +78,10 @@ class Leases:
         row = (
             await self._connection.execute(
                 select(table.c.owner, table.c.generation)
-                .where(table.c.session_id == lease.session_id)
+                .where(
+                    table.c.session_id == lease.session_id,
+                    table.c.tenant_id == lease.tenant_id,
+                )
                 .with_for_update()
             )
         ).first()
@@ -97,6 +107,7 @@ class Leases:
             update(table)
             .where(
                 table.c.session_id == lease.session_id,
+                table.c.tenant_id == lease.tenant_id,
                 table.c.owner == lease.owner,
                 table.c.generation == lease.generation,
             )

@@ -97,6 +97,7 @@ class Turn:
 class Lease:
     """The right to extend one session's log, until `expires_at`."""
 
+    tenant_id: TenantId
     session_id: SessionId
     owner: str
     generation: int

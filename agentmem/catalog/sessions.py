@@ -28,7 +28,11 @@ class Sessions:
         await self._connection.execute(insert(tables.sessions).values(**values))
         await self._connection.execute(
             insert(tables.leases).values(
-                session_id=session.id, owner=None, generation=0, expires_at=0
+                session_id=session.id,
+                tenant_id=session.tenant_id,
+                owner=None,
+                generation=0,
+                expires_at=0,
             )
         )
 

@@ -108,6 +108,7 @@ leases = Table(
         ForeignKey("sessions.id", ondelete="CASCADE"),
         primary_key=True,
     ),
+    Column("tenant_id", String(40), ForeignKey("tenants.id"), nullable=False),
     Column("owner", String(200), nullable=True, index=True),
     Column("generation", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),

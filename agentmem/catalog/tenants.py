@@ -1,4 +1,4 @@
-"""Tenants. These are operators' functions: a tenant cannot name another one."""
+"""Tenants. Each is an operators' function: a tenant cannot name another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers: written by the worker processes, read by the gateways. All are operators' functions."""
+"""Workers: written by worker processes, read by gateways. Each is an operators' function."""
 
 from __future__ import annotations
 

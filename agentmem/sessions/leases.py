@@ -32,16 +32,21 @@ class LeaseKeeper:
         Call `hold` when the transaction has committed. Raises SessionBusy, too, when the session
         changed since it was read: between the two another gateway may have finished a turn.
         """
-        lease = await tx.leases.acquire(session.id, self._owner, seconds=self._seconds)
+        lease = await self._acquire(tx, session)
         if lease is None:
-            other = await tx.leases.find(session.id)
+            other = await tx.leases.find(session.tenant_id, session.id)
             if other is not None and await asyncio.to_thread(is_dead, other.owner):
                 await tx.leases.release(other)
                 _log.warning("freed a dead owner's lease", session_id=session.id)
-                lease = await tx.leases.acquire(session.id, self._owner, seconds=self._seconds)
+                lease = await self._acquire(tx, session)
         if lease is None or await tx.sessions.get(session.tenant_id, session.id) != session:
             raise SessionBusy(session.id, retry_after_seconds=RETRY_AFTER_SECONDS)
         return lease
+
+    async def _acquire(self, tx: Transaction, session: Session) -> Lease | None:
+        return await tx.leases.acquire(
+            session.tenant_id, session.id, self._owner, seconds=self._seconds
+        )
 
     @asynccontextmanager
     async def holding(

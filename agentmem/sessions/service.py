@@ -141,7 +141,7 @@ class SessionsService:
         """One session. Raises NotFound."""
         async with self._context.catalog.reading() as tx:
             session = await tx.sessions.get(tenant_id, _checked(session_id))
-            lease = await tx.leases.find(session.id)
+            lease = await tx.leases.find(tenant_id, session.id)
         return _view(session, running=lease is not None)
 
     async def list_sessions(
@@ -153,7 +153,7 @@ class SessionsService:
                 tenant_id, after=after, limit=limit + 1, descending=descending
             )
             shown = found[:limit]
-            held = await tx.leases.held([session.id for session in shown])
+            held = await tx.leases.held(tenant_id, [session.id for session in shown])
         views = [_view(session, running=session.id in held) for session in shown]
         return Page(views, has_more=len(found) > limit)
 

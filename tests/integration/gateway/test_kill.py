@@ -86,7 +86,7 @@ async def test_kill_in_the_middle_of_a_turn(tmp_path: Path) -> None:
                 pass
             await first.wait()
         async with catalog.reading() as tx:
-            assert await tx.leases.find(session) is not None  # type: ignore[arg-type]
+            assert await tx.leases.find(tenant, session) is not None  # type: ignore[arg-type]
             assert await tx.turns.count(tenant) == 1
         async with gateway_process(settings) as second:
             begun = now_us()

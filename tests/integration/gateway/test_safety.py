@@ -193,7 +193,7 @@ class TestConcurrency:
     ) -> None:
         gateway.gateway.service._leases._seconds = 0.3
         async with gateway.catalog.transaction() as tx:
-            await tx.leases.acquire(session, "someone", seconds=0.05)  # type: ignore[arg-type]
+            await tx.leases.acquire(client.tenant_id, session, "someone", seconds=0.05)  # type: ignore[arg-type]
         stall = gateway.engine.script.stall = asyncio.Event()
         await asyncio.sleep(0.1)  # that lease has run out, and nobody released it
         renewing = asyncio.create_task(gateway.gateway.service._leases.run())
@@ -214,7 +214,7 @@ class TestConcurrency:
         async with gateway.catalog.transaction() as tx:
             for owner in await tx.leases.owners():
                 await tx.leases.release_owner(owner)
-            lease = await tx.leases.acquire(session, "thief", seconds=60)  # type: ignore[arg-type]
+            lease = await tx.leases.acquire(client.tenant_id, session, "thief", seconds=60)  # type: ignore[arg-type]
             assert lease is not None
         stall.set()
         response = await turn

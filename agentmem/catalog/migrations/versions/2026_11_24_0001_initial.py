@@ -147,6 +147,7 @@ def upgrade() -> None:
     op.create_table(
         "leases",
         sa.Column("session_id", sa.String(length=40), nullable=False),
+        sa.Column("tenant_id", sa.String(length=40), nullable=False),
         sa.Column("owner", sa.String(length=200), nullable=True),
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
@@ -155,6 +156,9 @@ def upgrade() -> None:
             ["sessions.id"],
             name=op.f("fk_leases_session_id_sessions"),
             ondelete="CASCADE",
+        ),
+        sa.ForeignKeyConstraint(
+            ["tenant_id"], ["tenants.id"], name=op.f("fk_leases_tenant_id_tenants")
         ),
         sa.PrimaryKeyConstraint("session_id", name=op.f("pk_leases")),
     )
