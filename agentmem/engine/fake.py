@@ -194,6 +194,8 @@ class FakeEngine:
         while device < len(usable) and usable[device] in self._device:
             device += 1
         loaded = self._store.load(usable[device:]) if self._store and usable[device:] else 0
+        # What was loaded is not offered again; what is recomputed is.
+        self._device.update(dict.fromkeys(usable[device : device + loaded]))
         return CachedTokens(device=device * self.page_tokens, storage=loaded * self.page_tokens)
 
     def _keep(self, hashes: list[PageHash]) -> None:
