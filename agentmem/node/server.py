@@ -106,16 +106,21 @@ class NodeAgent:
         )
 
     async def stop(self) -> None:
-        """Hangs up, makes what is queued durable (bounded), and lets go of the directory."""
+        """Hangs up, makes what is queued durable (bounded), and lets go of the directory.
+
+        Slabs of engines that live stay for the next agent; all other shared memory is given back.
+        """
         self._server.close()
         for connection in list(self._connections):
             connection.close()
         self._socket_path.unlink(missing_ok=True)
+        self._slabs.adopt_orphans()
         if not await self._write_behind.drain(_DRAIN_SECONDS_MAX):
             logger.error("%d pages are not durable yet", self._write_behind.queued_pages)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._slabs.shed_all()
         await self._disk.close()
         self._dram.close()
         self._executor.shutdown(wait=True)

@@ -104,6 +104,10 @@ class Slabs:
         self.take_back(orphans)
         return len(orphans)
 
+    def shed_all(self) -> None:
+        """Deletes the agent's slabs whose pages are all on disk as well."""
+        self._shed(self._dram.usage().budget_bytes)
+
     async def copy_page(self, source: PageKey, target: PageKey) -> None:
         """Stores the page `source` under the key `target`, too; it becomes durable by itself.
 

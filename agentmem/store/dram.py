@@ -149,7 +149,6 @@ class DramTier:
 
     def close(self) -> None:
         """Leaves the slabs to the next agent; without any, their directory goes."""
-        self.unlink_empty()
         if not self.slabs:
             self._directory.rmdir()
 

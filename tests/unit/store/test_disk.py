@@ -267,6 +267,8 @@ async def test_a_failing_medium_refuses_and_the_next_append_is_whole(
     assert refused.value.reason == reason
     assert disk.counters[f"refused_{reason}"] == 1
     assert held(disk, range(2)) == [0]
+    pack = Path(disk.location(disk.get(key_of(0))).path)  # type: ignore[arg-type]
+    assert pack.stat().st_size == PACK_HEADER_BYTES + RECORD
     await disk.append([record_of(1)])
     disk = await open_disk()
     assert [read(disk, n) for n in range(2)] == [payload_of(0), payload_of(1)]
