@@ -18,7 +18,7 @@ ROUTES = sorted(
     (method, route.path)
     for route in sessions_router(service=None).routes  # type: ignore[arg-type]
     if isinstance(route, APIRoute)
-    for method in route.methods
+    for method in route.methods or ()
     if "{session_id}" in route.path
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import httpx2
@@ -102,7 +104,8 @@ class TestDisconnect:
             async for name, _ in events:
                 if name == "turn.delta":
                     break
-        await until(lambda: len(gateway.engine.aborted) == 1)
+        # Long before the turn's own time is over.
+        await until(lambda: len(gateway.engine.aborted) == 1, 1.0)
         await until_async(lambda: is_free(client, session))
         assert await client.get(session) == before
         assert (await client.turn(session, "again"))["number"] == 2
@@ -114,7 +117,8 @@ class TestDisconnect:
         gateway.engine.token_seconds = 0.01
         with pytest.raises(httpx2.TimeoutException):
             await client.post_turn(session, "again", timeout=0.2, **LONG)
-        await until(lambda: len(gateway.engine.aborted) == 1)
+        # Long before the turn's own time is over.
+        await until(lambda: len(gateway.engine.aborted) == 1, 1.0)
         await until_async(lambda: is_free(client, session))
         assert await client.get(session) == before
 
@@ -224,6 +228,15 @@ class TestConcurrency:
             assert await tx.leases.release(lease)
         assert await client.get(session) == before
 
+    async def test_a_dead_gateways_lease_is_free_at_once(
+        self, gateway: RunningGateway, client: Client, session: str
+    ) -> None:
+        program = "from agentmem.sessions.owner import make_owner; print(make_owner())"
+        dead = subprocess.check_output([sys.executable, "-c", program], text=True).strip()
+        async with gateway.catalog.transaction() as tx:
+            assert await tx.leases.acquire(client.tenant_id, session, dead, seconds=3_600)  # type: ignore[arg-type]
+        assert (await client.turn(session, "again"))["number"] == 2
+
 
 class TestShutdown:
     async def test_running_turns_finish(self, settings: Settings) -> None:
@@ -233,7 +246,9 @@ class TestShutdown:
             session, detached = await client.create(), await client.create()
             running = asyncio.create_task(client.turn(session, "hello", **body))
             with pytest.raises(httpx2.TimeoutException):
-                await client.post_turn(detached, "hello", timeout=0.1, **body)
+                await client.post_turn(
+                    detached, "hello", timeout=0.1, **{**body, "max_tokens": 120}
+                )
             await until(lambda: len(first.engine.calls) == 2)
         # The connection was still open, so the gateway waited for the turn and answered it.
         assert len((await running)["output_ids"]) == 50

@@ -150,6 +150,12 @@ class TestSessions:
             assert await tx.sessions.advance(session, first, worker)
             assert not await tx.sessions.advance(session, second, worker)
             row = await tx.sessions.get(tenant, session.id)
+            third, stale = make_turn(row, first), make_turn(row, first)
+            await tx.turns.insert(third)
+            await tx.turns.insert(stale)
+            assert await tx.sessions.advance(row, third, worker)
+            assert not await tx.sessions.advance(row, stale, worker)
+            assert (await tx.sessions.get(tenant, session.id)).head_turn_id == third.id
         assert (row.head_turn_id, row.turns, row.tokens) == (first.id, 1, 9)
         assert (row.worker_id, row.worker_generation, row.page_tokens) == ("wkr_1", 3, 4)
         assert row.metadata == {"k": "v"}

@@ -69,6 +69,7 @@ async def running(run: TurnRun, seen: list[str]) -> None:
     try:
         run.begin()
         await asyncio.sleep(10)
+        seen.append("ran on")
     except asyncio.CancelledError:
         seen.append("cancelled")
 
@@ -86,7 +87,7 @@ async def test_the_last_one_to_leave_ends_it(started: bool) -> None:
     assert not seen
     other.close()
     # Also where the task had not taken its first step yet: it gets to clean up.
-    await asyncio.wait_for(run.task, 1)
+    await asyncio.wait({run.task}, timeout=1)
     assert seen == ["cancelled"]
 
 
