@@ -70,6 +70,9 @@ class Metrics:
         self.unattributed = self._counter(
             "loaded_tokens_unattributed", "Loaded tokens whose tier the agent did not tell."
         )
+        self.pages_remade = self._counter(
+            "pages_remade", "Pages made again, since the engine held them and no tier did."
+        )
         self.leases_lost = self._counter("leases_lost", "Turns fenced off by a newer lease.")
         self.durability_given_up = self._counter(
             "durability_given_up", "Logs whose pages did not become durable in time."

@@ -41,6 +41,7 @@ class System:
         self.settings = settings
         self._say = say
         self._serve: subprocess.Popen[bytes] | None = None
+        self._clients: list[Client] = []
         self.nodes = NodeClient(settings.node_socket, role="gateway")
         migrate_catalog(settings)
 
@@ -62,7 +63,9 @@ class System:
     def tenant(self, name: str) -> Client:
         """Creates a tenant with an API key and returns its client."""
         tenant_id = create_tenant(self.settings, name)
-        return Client(self.url, create_key(self.settings, tenant_id), tenant_id, name)
+        client = Client(self.url, create_key(self.settings, tenant_id), tenant_id, name)
+        self._clients.append(client)
+        return client
 
     def start(self) -> float:
         """Starts `agentmem serve` and waits until it is ready. Returns seconds."""
@@ -104,8 +107,6 @@ class System:
 
         Returns the names of the parts that were killed.
         """
-        self.nodes.ping()
-        slabs = SHARED_MEMORY / f"agentmem-{self.nodes.node_id}"
         parts = self.pids()
         victims = [psutil.Process(pid) for pids in parts.values() for pid in pids]
         for victim in victims:
@@ -116,9 +117,15 @@ class System:
             raise DemoFailed(f"processes {[process.pid for process in alive]} outlived SIGKILL")
         if self._serve is not None:
             self._serve.wait()
-        shutil.rmtree(slabs, ignore_errors=True)
+        self._wipe_shared_memory()
         self._drop_page_cache()
         return [*parts, "shared memory"]
+
+    def _wipe_shared_memory(self) -> None:
+        """As a reboot would. The agent does it itself, but only when it is stopped cleanly."""
+        node_id = self.settings.node_dir / "id"
+        if node_id.exists():
+            shutil.rmtree(SHARED_MEMORY / f"agentmem-{node_id.read_text()}", ignore_errors=True)
 
     def _drop_page_cache(self) -> None:
         for path in self.settings.node_dir.rglob("*.agm"):
@@ -130,8 +137,16 @@ class System:
                 os.close(descriptor)
 
     def stop(self) -> None:
-        """Ends the system as Ctrl-C does."""
+        """Ends the system as Ctrl-C does, and leaves no slab behind whatever happened before."""
+        try:
+            self._stop()
+        finally:
+            self._wipe_shared_memory()
+
+    def _stop(self) -> None:
         self.nodes.close()
+        for client in self._clients:
+            client.close()
         if self._serve is None or self._serve.poll() is not None:
             return
         self._serve.send_signal(signal.SIGINT)
@@ -190,6 +205,10 @@ class Client:
     def delete(self, session: str) -> dict[str, Any]:
         """Deletes the session with text, log and pages."""
         return self._call("DELETE", f"/v1/sessions/{session}")
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         response = self._http.request(method, path, json=body)

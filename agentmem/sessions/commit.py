@@ -74,7 +74,8 @@ class TurnCommitter:
                 context.metrics.leases_lost.inc()
                 raise LeaseLost("Another gateway took the session over; this turn was not kept.")
             await tx.turns.insert(turn)
-            if not await tx.sessions.advance(session, turn, worker):
+            durable = await tx.sessions.advance(session, turn, worker)
+            if durable is None:
                 context.metrics.leases_lost.inc()
                 raise LeaseLost("The session moved on meanwhile; this turn was not kept.")
             if orphans:
@@ -91,6 +92,7 @@ class TurnCommitter:
                 keys[:pages],
                 worker.page_tokens,
                 time.time() + session.kv_retention_seconds,
+                durable_pages=durable // worker.page_tokens,
             )
         )
         self._count(turn, session.model, usage)

@@ -26,7 +26,11 @@ WATCHED_MAX = 10_000
 
 @dataclass(slots=True)
 class Watched:
-    """A log whose pages are to become durable. `keys` are those of its floor((L-1)/page) pages."""
+    """A log whose pages are to become durable.
+
+    `keys` are those of its floor((L-1)/page) pages; the first `durable_pages` of them are known
+    to be durable, and recorded as such.
+    """
 
     tenant_id: TenantId
     session_id: SessionId
@@ -132,7 +136,7 @@ class DurabilityTracker:
             self._metrics.node_failures.labels("wait_durable").inc()
             raise
         reached = item.durable_pages + (missing[0] if missing else len(rest))
-        if reached > item.durable_pages or not missing:
+        if reached > item.durable_pages:
             async with self._catalog.transaction(durable=False) as tx:
                 await tx.sessions.set_durable(
                     item.tenant_id,

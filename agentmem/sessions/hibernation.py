@@ -14,18 +14,19 @@ from agentmem.catalog.ids import new_id
 from agentmem.catalog.records import Session, Worker
 from agentmem.core import PageKey, TenantId, TierTokens, durable_pages
 from agentmem.engine.base import CachedTokens, GenerateChunk, GenerateRequest, Sampling
-from agentmem.errors import EngineFailed, MissingPages, NotDurable
+from agentmem.errors import AgentmemError, EngineFailed, MissingPages, NotDurable
 from agentmem.router.registry import Assignment
 from agentmem.sessions.context import Context, session_fingerprint
 from agentmem.sessions.durability import DurabilityTracker, Watched
 from agentmem.sessions.leases import LeaseKeeper
+from agentmem.sessions.remaking import remake_pages
 from agentmem.sessions.usage import LoadWatch, recomputed_tokens
 from agentmem.sessions.warmth import tokens_to_load
 from agentmem.telemetry import get_logger
 
 _log = get_logger("agentmem.sessions.hibernation")
 # One question to the agent lasts this long at most, so that a broken connection is noticed.
-_WAIT_SECONDS = 5.0
+_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Hibernation:
                 worker = await self._make_last_page(session, ids, deadline)
             keys, page_tokens = self._expected(session, ids, worker)
             if keys:
-                await self._wait_durable(session, keys, deadline)
+                await self._wait_durable(session, ids, keys, deadline)
             await self._let_go(session)
             position = len(keys) * page_tokens
             await self._record(session, "hibernated", worker, position)
@@ -147,10 +148,11 @@ class Hibernation:
         return keys[:pages], page_tokens
 
     async def _wait_durable(
-        self, session: Session, keys: Sequence[PageKey], deadline: float
+        self, session: Session, ids: array[int], keys: Sequence[PageKey], deadline: float
     ) -> None:
         pages = self._context.pages
         await pages.claim(session.id, keys, time.time() + session.kv_retention_seconds)
+        remade = False
         while True:
             left = max(0.0, deadline - time.perf_counter())
             missing = await pages.wait_durable(keys, min(left, _WAIT_SECONDS))
@@ -161,6 +163,42 @@ class Hibernation:
                     MissingPages(len(keys), tuple(missing)),
                     deadline_seconds=self._context.limits.hibernate_seconds_max,
                 )
+            if not remade:
+                remade = await self._remake(session, ids, keys, deadline)
+
+    async def _remake(
+        self, session: Session, ids: array[int], keys: Sequence[PageKey], deadline: float
+    ) -> bool:
+        """Makes pages again that are in no tier; False when there was nothing to be made.
+
+        What goes wrong is not raised: the caller's wait finds out what is still missing.
+        """
+        resident = await self._context.pages.residency(keys)
+        absent = [index for index, entry in enumerate(resident) if not entry.tiers]
+        if not absent:
+            return False
+        _log.info("pages are made again", session_id=session.id, pages=len(absent))
+        self._context.metrics.pages_remade.inc(len(absent))
+        try:
+            worker = await self._context.router.choose(session.model, session.worker_id)
+            if worker.fingerprint != session_fingerprint(session):
+                return True
+            async with (
+                asyncio.timeout(max(0.0, deadline - time.perf_counter())),
+                self._context.router.running_on(worker) as assignment,
+                assignment.gate.hold(len(ids)),
+            ):
+                await remake_pages(
+                    assignment.engine,
+                    self._context.pages,
+                    worker,
+                    token_ids=ids,
+                    keys=keys,
+                    absent=absent,
+                )
+        except (AgentmemError, TimeoutError) as error:
+            _log.warning("pages not made again", session_id=session.id, error=repr(error))
+        return True
 
     async def _send_log(self, session: Session, worker: Worker, ids: array[int]) -> CachedTokens:
         """Has the engine load or compute the whole log; returns what it found where."""

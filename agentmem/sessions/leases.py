@@ -39,9 +39,14 @@ class LeaseKeeper:
                 await tx.leases.release(other)
                 _log.warning("freed a dead owner's lease", session_id=session.id)
                 lease = await self._acquire(tx, session)
-        if lease is None or await tx.sessions.get(session.tenant_id, session.id) != session:
+        if lease is None or await self._changed(tx, session):
             raise SessionBusy(session.id, retry_after_seconds=RETRY_AFTER_SECONDS)
         return lease
+
+    async def _changed(self, tx: Transaction, session: Session) -> bool:
+        if self._catalog.one_writer:
+            return False
+        return await tx.sessions.get(session.tenant_id, session.id) != session
 
     async def _acquire(self, tx: Transaction, session: Session) -> Lease | None:
         return await tx.leases.acquire(

@@ -48,6 +48,10 @@ class NodePages:
             for entry in entries
         ]
 
+    async def copy_page(self, source: PageKey, target: PageKey) -> None:
+        """See `ports.Pages`."""
+        await self._call(lambda: self._client.copy_page(source, target))
+
     async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
         """See `ports.Pages`."""
         return await self._call(lambda: self._client.wait_durable(keys, timeout_seconds))

@@ -46,6 +46,10 @@ class Pages(Protocol):
         """One entry per key, in order."""
         ...
 
+    async def copy_page(self, source: PageKey, target: PageKey) -> None:
+        """Stores the bytes of one page under another key, too."""
+        ...
+
     async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
         """Waits until all are durable; returns the indexes of those that are not in time."""
         ...

@@ -82,6 +82,13 @@ class InMemoryPages:
         self._check()
         return [self._residency(key) for key in keys]
 
+    async def copy_page(self, source: PageKey, target: PageKey) -> None:
+        """See `Pages.copy_page`."""
+        self._check()
+        if source not in self.pages:
+            raise NodeUnavailable("The node agent refused: no such page.")
+        self.pages[target] = time.monotonic() + self.durable_delay_seconds
+
     async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
         """See `Pages.wait_durable`."""
         deadline = time.monotonic() + timeout_seconds

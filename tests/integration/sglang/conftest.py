@@ -18,6 +18,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
+def is_running(pid: int) -> bool:
+    """Not gone, and not a zombie that nobody reaps here."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[System]:
     system = System.below(tmp_path_factory.mktemp("system"), tiny_model, print)
@@ -27,7 +35,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
         parts = [pid for pids in system.pids().values() for pid in pids]
     finally:
         system.stop()
-    left = [pid for pid in parts if psutil.pid_exists(pid)]
+    left = [pid for pid in parts if is_running(pid)]
     assert not left, f"processes {left} outlived a clean stop\n{system.log()}"
 
 

@@ -58,7 +58,7 @@ def test_resume_after_flush_loads_from_the_node_agent(system: System, client: Cl
     pages = session_pages(system.settings, client.tenant_id, session)
     loaded = len(pages.keys) * pages.page_tokens
     assert resumed["cached_tokens"]["dram"] + resumed["cached_tokens"]["disk"] == loaded
-    assert resumed["recomputed_tokens"] == 0
+    assert resumed["recomputed_tokens"] <= 64, "the tail of the log after its last full page"
     turn = client.turn(session, say("Go on."), 4)
     assert turn["usage"]["cached_tokens"]["hbm"] >= loaded
 
@@ -133,7 +133,7 @@ def test_agent_killed_under_a_running_engine_loses_nothing(system: System, clien
     assert answer["pages"] == (answer["tokens"] - 1) // 64
     flush(system)
     resumed = client.post(session, "resume")
-    assert resumed["recomputed_tokens"] == 0
+    assert resumed["recomputed_tokens"] <= 64, "the tail of the log after its last full page"
 
 
 def test_stopped_agent_is_a_miss_not_a_stall(system: System, client: Client) -> None:
@@ -179,7 +179,7 @@ def test_worker_killed_in_mid_turn_leaves_the_log_and_comes_back(
     assert turn["number"] == first["number"] + 1
     cached = turn["usage"]["cached_tokens"]
     assert cached["dram"] + cached["disk"] > 0
-    assert turn["usage"]["recomputed_tokens"] == 0
+    assert turn["usage"]["recomputed_tokens"] <= 64, "the tail after the last full page"
 
 
 def title(pid: int) -> str:
@@ -207,5 +207,22 @@ def test_everything_killed_resumes_bit_exact(
     equality = compare(turn, expected[2])
     assert equality.ids_equal
     assert equality.logprob_max_abs_diff == 0.0
-    assert turn["usage"]["cached_tokens"]["disk"] == hibernated["pages"] * 64
-    assert turn["usage"]["recomputed_tokens"] == 0
+    assert turn["usage"]["cached_tokens"]["disk"] == hibernated["pages"] * 64, "all of it"
+    assert turn["usage"]["recomputed_tokens"] <= 64, "the tail after the last full page"
+
+
+def test_pages_that_only_the_engine_still_holds_are_made_again(
+    system: System, client: Client
+) -> None:
+    """A deleted session's pages stay in HBM; SGLang would not offer them for storage again."""
+    first = client.create()
+    client.turn(first, prompt(300, start=200), 4)
+    client.post(first, "hibernate")
+    client.delete(first)
+    second = client.create()
+    turn = client.turn(second, prompt(300, start=200), 4)
+    assert turn["usage"]["cached_tokens"]["hbm"] > 0, "the case that this test is about"
+    answer = client.post(second, "hibernate")
+    assert answer["pages"] == (answer["tokens"] - 1) // 64
+    flush(system)
+    assert client.post(second, "resume")["recomputed_tokens"] <= 64

@@ -63,7 +63,7 @@ def test_new_rows_equal_the_rows_of_the_whole() -> None:
     table[0, :length] = slots
     query = torch.randn(length - prefix, query_heads, SIZE)
     output = torch.zeros_like(query)
-    attention.extend_new_rows(
+    attention.extend(
         None,
         query,
         output,
@@ -85,3 +85,22 @@ def test_new_rows_equal_the_rows_of_the_whole() -> None:
             scores = (k_cache[seen, shared] @ query[row, head]) * SIZE**-0.5
             expected = torch.softmax(scores, 0) @ v_cache[seen, shared]
             torch.testing.assert_close(output[row, head], expected)
+
+
+def attend(rows: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The last rows of a sequence whose cache is k, v."""
+    slots = torch.arange(k.shape[0])
+    return attention._attend(rows, k, v, slots, SIZE**-0.5, True)
+
+
+def test_a_token_does_not_depend_on_chunks_or_on_who_computes_it() -> None:
+    """What lets recomputed KV stand for the original: equal to the last bit, in bfloat16."""
+    torch.manual_seed(0)
+    length, query_heads = 1300, 4
+    query = torch.randn(length, query_heads, SIZE).bfloat16() * 3
+    k = torch.randn(length, HEADS, SIZE).bfloat16() * 3
+    v = torch.randn(length, HEADS, SIZE).bfloat16()
+    whole = attend(query, k, v)
+    for start, end in [(0, 700), (64, 1300), (640, 1000), (1290, 1300), (511, 512), (1299, 1300)]:
+        part = attend(query[start:end], k[:end], v[:end])
+        assert torch.equal(part, whole[start:end]), (start, end)

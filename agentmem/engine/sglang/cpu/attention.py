@@ -123,7 +123,7 @@ def _attend(
 # One mask serves all layers of a forward pass.
 @lru_cache(maxsize=8)
 def _mask(prefix: int, rows: int, keys: int, *, single: bool) -> Tensor:
-    """(rows, keys): row i sees keys up to prefix + i; of a doubled single row, both see the same."""
+    """(rows, keys): row i sees keys up to prefix + i; the two of a single row see the same."""
     import torch
 
     last = torch.full((rows,), prefix) if single else torch.arange(prefix, prefix + rows)
