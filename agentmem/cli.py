@@ -18,7 +18,9 @@ cli = App(name="agentmem", version=__version__, help="A stateful runtime for age
 tenant = App(name="tenant", help="Paying customers.")
 key = App(name="key", help="API keys of a tenant.")
 cli.command(tenant)
+bench = App(name="bench", help="Measurements, side by side with their limits.")
 cli.command(key)
+cli.command(bench)
 
 _PARENT_VARIABLE = "AGENTMEM_PARENT_PID"
 
@@ -108,6 +110,15 @@ def demo(*, json: bool = False, model: Model = None, keep: bool = False) -> int:
     from agentmem.demo.run import run_demo
 
     return run_demo(as_json=json, model=_path(model), keep=keep)
+
+
+@bench.command(name="gateway")
+def bench_gateway(*, json: Path | None = None, rounds: int = 5) -> None:
+    """Measure what the gateway adds to the first token (fake engine). --json writes a report."""
+    from agentmem.bench.gateway import run_gateway_bench
+    from agentmem.bench.report import write
+
+    write(run_gateway_bench(rounds=rounds), json)
 
 
 def _path(path: Path | None) -> str | None:
