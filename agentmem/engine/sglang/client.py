@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -146,13 +147,13 @@ def _sampling_params(sampling: Sampling) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "ignore_eos": sampling.ignore_eos,
+        # Always one: where the caller sets none, replies are to differ (see `seeding`).
+        "sampling_seed": secrets.randbits(63) if sampling.seed is None else sampling.seed,
     }
     if sampling.stop:
         params["stop"] = list(sampling.stop)
     if sampling.stop_token_ids:
         params["stop_token_ids"] = list(sampling.stop_token_ids)
-    if sampling.seed is not None:
-        params["sampling_seed"] = sampling.seed
     return params
 
 

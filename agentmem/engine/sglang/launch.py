@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentmem.core import Fingerprint
-from agentmem.engine.sglang.cpu.activate import ENGINE_VARIABLE, PROOF_VARIABLE
+from agentmem.engine.sglang.activate import DEVICE_VARIABLE, PROOF_VARIABLE
 
 SHIMS = Path(__file__).parent / "cpu" / "shims"
 PLUGIN_MODULE = "agentmem.engine.sglang.plugin"
@@ -108,7 +108,10 @@ def plan_launch(
     tokens = hbm_tokens_of(options)
     if tokens:
         command += ["--max-total-tokens", str(tokens)]
-    if not options.cuda:
+    if options.cuda:
+        # The one that takes seeds (see `seeding`) together with top-p and top-k.
+        command += ["--sampling-backend", "pytorch"]
+    else:
         command += ["--device", "cpu", "--attention-backend", "torch_native"]
         command += ["--disable-overlap-schedule", "--mem-fraction-static", "0.5"]
     return LaunchPlan(
@@ -155,10 +158,10 @@ def _environment(options: EngineOptions, run_dir: Path) -> dict[str, str]:
         "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{run_dir / 'rendezvous'}",
         "GLOO_SOCKET_IFNAME": "lo",
         PROOF_VARIABLE: str(run_dir),
+        DEVICE_VARIABLE: "cuda" if options.cuda else "cpu",
     }
     if not options.cuda:
         environment |= {
-            ENGINE_VARIABLE: "1",
             "SGLANG_USE_CPU_ENGINE": "1",
             "OMP_NUM_THREADS": str(options.cpu_threads or os.cpu_count() or 1),
             "PYTHONPATH": os.pathsep.join(

@@ -116,9 +116,8 @@ class SglangProcess:
         if not path.exists():
             raise self._failed("SGLang is up, but its storage plugin did not take effect")
         proof = StorageProof(**json.loads(path.read_text()))
-        needs_cpu_support = "--device" in self._plan.command
-        if needs_cpu_support and not (self._plan.run_dir / f"activated-{proof.pid}").exists():
-            raise self._failed("SGLang is up, but agentmem's CPU support did not take effect in it")
+        if not (self._plan.run_dir / f"activated-{proof.pid}").exists():
+            raise self._failed("SGLang is up, but agentmem's plugin did not take effect in it")
         return proof
 
     def _failed(self, message: str) -> EngineFailed:

@@ -226,3 +226,15 @@ def test_pages_that_only_the_engine_still_holds_are_made_again(
     assert answer["pages"] == (answer["tokens"] - 1) // 64
     flush(system)
     assert client.post(second, "resume")["recomputed_tokens"] <= 64
+
+
+def test_a_seed_makes_sampling_repeatable_and_its_absence_does_not(client: Client) -> None:
+    def sample(**options: object) -> list[int]:
+        body = {"messages": prompt(50), "max_tokens": 16, "ignore_eos": True, **options}
+        path = f"/v1/sessions/{client.create()}/turns"
+        return list(client._call("POST", path, body)["output_ids"])
+
+    assert sample(seed=7) == sample(seed=7)
+    assert sample(seed=7, top_p=0.9) == sample(seed=7, top_p=0.9)
+    assert sample(seed=7) != sample(seed=8)
+    assert sample() != sample()

@@ -1,4 +1,4 @@
-"""Entry point of SGLang's plugin group: makes HiCache work with `--device cpu`.
+"""Entry point of SGLang's plugin group: what agentmem changes inside of SGLang's processes.
 
 SGLang logs a plugin's exception and carries on without it, so a worker that started is no proof:
 `activate` leaves a file that the launcher looks for, one for each process it ran in.
@@ -12,7 +12,7 @@ from typing import Any
 
 from agentmem.engine.sglang.version import SGLANG_VERSION
 
-ENGINE_VARIABLE = "AGENTMEM_CPU_ENGINE"
+DEVICE_VARIABLE = "AGENTMEM_ENGINE_DEVICE"
 PROOF_VARIABLE = "AGENTMEM_ACTIVATION_DIR"
 
 _POOL_INIT = "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost.__init__"
@@ -21,27 +21,37 @@ _PIN_MEMORY_POSITION = 6
 
 
 def activate() -> None:
-    """Patches this process, if it belongs to a CPU worker of agentmem.
+    """Patches this process, if it belongs to a worker of agentmem.
 
     Raises RuntimeError on another SGLang version: each patch was read against 0.5.20's source.
     """
-    if os.environ.get(ENGINE_VARIABLE) != "1":
+    device = os.environ.get(DEVICE_VARIABLE)
+    if device is None:
         return
     import sglang.version
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     if sglang.version.__version__ != SGLANG_VERSION:
         raise RuntimeError(
-            f"agentmem's CPU support fits SGLang {SGLANG_VERSION}, not {sglang.version.__version__}"
+            f"agentmem fits SGLang {SGLANG_VERSION}, not {sglang.version.__version__}"
         )
+    from agentmem.engine.sglang import seeding
+
+    seeding.install(cpu=device == "cpu")
+    if device == "cpu":
+        _activate_cpu()
+    proof = Path(os.environ[PROOF_VARIABLE]) / f"activated-{os.getpid()}"
+    proof.write_text(SGLANG_VERSION)
+
+
+def _activate_cpu() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
     from agentmem.engine.sglang.cpu import allocation, attention, copies
 
     HookRegistry.register(_POOL_INIT, _without_pinning, HookType.BEFORE)
     allocation.install()
     copies.install()
     attention.install()
-    proof = Path(os.environ[PROOF_VARIABLE]) / f"activated-{os.getpid()}"
-    proof.write_text(SGLANG_VERSION)
 
 
 def _without_pinning(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
