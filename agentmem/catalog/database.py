@@ -55,7 +55,10 @@ class Transaction:
 
 
 class Catalog:
-    """Opens a database by its SQLAlchemy URL. Close it with `aclose`."""
+    """Opens a database by its SQLAlchemy URL. Close it with `aclose`.
+
+    `one_writer`: what a transaction read, no other can change before it ends.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -67,6 +70,7 @@ class Catalog:
             if self._is_sqlite
             else self._engine
         )
+        self.one_writer = self._is_sqlite
         # SQLite has one writer. Waiting in a queue of our own is fair and wakes up at once, where
         # its busy handler polls; other processes are waited for by the busy timeout.
         self._writer = asyncio.Lock()
@@ -198,6 +202,8 @@ def _create_engine(url: str, *, synchronous: str, pool_size: int = 8) -> AsyncEn
         pool_timeout=60,
         # Errors are logged, and parameters are content.
         hide_parameters=True,
+        # Every transaction here ends by itself; another rollback would only cost time.
+        pool_reset_on_return=None if url.startswith("sqlite") else "rollback",
     )
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine, synchronous)

@@ -73,11 +73,12 @@ class Sessions:
             query = query.order_by(table.c.created_at, table.c.id)
         return [_session(row) for row in await self._connection.execute(query.limit(limit))]
 
-    async def advance(self, session: Session, turn: Turn, worker: Worker) -> bool:
-        """Makes `turn` the head, if the head is still the one that `session` has; else False.
+    async def advance(self, session: Session, turn: Turn, worker: Worker) -> int | None:
+        """Makes `turn` the head, if the head is still the one that `session` has; else None.
 
-        The durable position is cut back to what the turn kept of the log, and to 0 when the
-        turn ran under another fingerprint: the pages below that position are other pages.
+        Returns the durable position (tokens) that the session then has: cut back to what the turn
+        kept of the log, and to 0 when the turn ran under another fingerprint, since the pages
+        below that position are then other pages.
         """
         table = tables.sessions
         digest = worker.fingerprint.digest.hex()
@@ -107,7 +108,7 @@ class Sessions:
                 updated_at=now_us(),
             )
         )
-        return result.rowcount == 1
+        return durable if result.rowcount == 1 else None
 
     async def set_durable(
         self, tenant_id: TenantId, session_id: SessionId, head: TurnId, *, position: int

@@ -65,6 +65,7 @@ class TurnRun:
         self._listeners = 0
         self._begun = False
         self._ended = False
+        self._settled = False
 
     @property
     def over(self) -> bool:
@@ -74,6 +75,7 @@ class TurnRun:
     def publish(self, event: TurnEvent) -> None:
         """Adds an event; nothing follows after TurnCompleted or TurnFailed."""
         assert not self.over, "a turn that is over has no further events"
+        self._settled = self._settled or isinstance(event, TurnCompleted | TurnFailed)
         self._events.append(event)
         self._news.set()
 
@@ -96,9 +98,13 @@ class TurnRun:
         if self._ended:
             raise asyncio.CancelledError
 
+    def settle(self) -> None:
+        """Called by the task when it is known how the turn ended: `end` has no effect any more."""
+        self._settled = True
+
     def end(self) -> None:
         """Cancels the turn unless it is over; its commit, once begun, is finished all the same."""
-        if not self.over and not self._ended:
+        if not self._settled and not self._ended:
             self._ended = True
             if self._begun and self.task is not None:
                 self.task.cancel()

@@ -175,34 +175,39 @@ class TurnRunner:
         return listener
 
     async def _run(self, run: TurnRun, prepared: PreparedTurn) -> None:
-        """The task of one turn: publishes its end, whatever happens, and frees the lease."""
-        metrics = self._context.metrics
-        model = prepared.session.model
-        committed = False
-        with metrics.turns_running.track_inprogress():
-            try:
-                run.begin()
-                turn = await self._compute(run, prepared)
-                committed = True
-                metrics.turns.labels(model, "completed").inc()
-                run.publish(TurnCompleted(turn))
-            except asyncio.CancelledError:
-                # Nobody listens any more, or the gateway is shutting down.
-                metrics.turns.labels(model, "aborted").inc()
-                run.publish(TurnFailed(EngineFailed("The turn was ended before it was done.")))
-            except AgentmemError as error:
-                metrics.turns.labels(model, type(error).__name__).inc()
-                run.publish(TurnFailed(error))
-            except Exception:  # noqa: BLE001
-                # The edge of a task: the caller gets an answer, the log gets the traceback.
-                _log.exception("a turn failed unexpectedly", session_id=run.session_id)
-                metrics.turns.labels(model, "internal").inc()
-                run.publish(TurnFailed(AgentmemError("The turn failed for an internal reason.")))
-            finally:
-                if self._runs.get(run.session_id) is run:
-                    del self._runs[run.session_id]
-                if not committed:
-                    await self._leases.release(prepared.lease)
+        """The task of one turn: publishes its end, whatever happens, once its lease is free.
+
+        So whoever hears of the end can send the next turn, or this one again, at once.
+        """
+        with self._context.metrics.turns_running.track_inprogress():
+            end = await self._end(run, prepared)
+            run.settle()
+            if isinstance(end, TurnFailed):
+                await self._leases.release(prepared.lease)
+            if self._runs.get(run.session_id) is run:
+                del self._runs[run.session_id]
+            run.publish(end)
+
+    async def _end(self, run: TurnRun, prepared: PreparedTurn) -> TurnCompleted | TurnFailed:
+        """Runs the turn and says how it ended; never raises."""
+        outcome = "completed"
+        try:
+            run.begin()
+            return TurnCompleted(await self._compute(run, prepared))
+        except asyncio.CancelledError:
+            # Nobody listens any more, or the gateway is shutting down.
+            outcome = "aborted"
+            return TurnFailed(EngineFailed("The turn was ended before it was done."))
+        except AgentmemError as error:
+            outcome = type(error).__name__
+            return TurnFailed(error)
+        except Exception:  # noqa: BLE001
+            # The edge of a task: the caller gets an answer, the log gets the traceback.
+            outcome = "internal"
+            _log.exception("a turn failed unexpectedly", session_id=run.session_id)
+            return TurnFailed(AgentmemError("The turn failed for an internal reason."))
+        finally:
+            self._context.metrics.turns.labels(prepared.session.model, outcome).inc()
 
     async def _compute(self, run: TurnRun, prepared: PreparedTurn) -> Turn:
         """Generates within the turn's time, then commits, which no cancellation interrupts."""

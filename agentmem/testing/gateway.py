@@ -172,7 +172,8 @@ async def running_gateway(
 
 @asynccontextmanager
 async def _served(app: Any) -> AsyncIterator[str]:
-    listener = socket.socket()
+    # asyncio turns Nagle's algorithm off only where the protocol is named.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = _Server(config)

@@ -76,3 +76,14 @@ async def until_async(condition: Callable[[], Awaitable[bool]], seconds: float =
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.01)
+
+
+async def settled(client: Client, session_id: str) -> dict[str, Any]:
+    """The session once its pages are durable: from then on it does not change by itself."""
+
+    async def durable() -> bool:
+        shown = await client.get(session_id)
+        return bool(shown["durable_position"] == shown["pages"] * PAGE_TOKENS)
+
+    await until_async(durable)
+    return await client.get(session_id)

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from agentmem.testing.gateway import Client, RunningGateway, running_gateway
-from tests.integration.gateway.conftest import check_error, gateway_settings
+from tests.integration.gateway.conftest import check_error, gateway_settings, settled
 
 SESSIONS = "/v1/sessions"
 RANDOM_ID = "ses_01m87y8r24vqk6tcrffb0r88gw"
@@ -39,6 +39,7 @@ async def client(gateway: RunningGateway) -> AsyncIterator[Client]:
 async def session(client: Client) -> str:
     session_id = await client.create()
     await client.turn(session_id, "hello")
+    await settled(client, session_id)
     return session_id
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from agentmem.testing.gateway import Client, RunningGateway
-from tests.integration.gateway.conftest import check_error
+from tests.integration.gateway.conftest import check_error, settled
 
 SESSIONS = "/v1/sessions"
 RANDOM_ID = "ses_01m87y8r24vqk6tcrffb0r88gw"
@@ -19,6 +19,7 @@ MESSAGE = {"role": "user", "content": "hello"}
 async def session(client: Client) -> str:
     session_id = await client.create()
     await client.turn(session_id, "hello")
+    await settled(client, session_id)
     return session_id
 
 

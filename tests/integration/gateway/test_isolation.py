@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 
 from agentmem.api.sessions import sessions_router
 from agentmem.testing.gateway import Client, RunningGateway
-from tests.integration.gateway.conftest import check_error
+from tests.integration.gateway.conftest import check_error, settled
 
 RANDOM_ID = "ses_01m87y8r24vqk6tcrffb0r88gw"
 MESSAGE = {"role": "user", "content": "hello"}
@@ -39,7 +39,7 @@ async def test_another_tenants_id_is_as_good_as_a_random_one(
 ) -> None:
     session = await client.create()
     await client.turn(session, "hello " * 30)
-    before = await client.get(session)
+    before = await settled(client, session)
     body = {"messages": [MESSAGE]} if (method, path[-6:]) == ("POST", "/turns") else None
     answers = []
     for session_id in (session, RANDOM_ID):

@@ -17,6 +17,7 @@ from agentmem.catalog import Catalog, migrate
 from agentmem.catalog.ids import now_us
 from agentmem.config import Settings
 from agentmem.testing.gateway import Client, make_key
+from tests.integration.gateway.conftest import settled
 
 # A gateway whose engine takes its time; the same composition root as `agentmem gateway`.
 PROGRAM = """
@@ -76,7 +77,7 @@ async def test_kill_in_the_middle_of_a_turn(tmp_path: Path) -> None:
         async with gateway_process(settings) as first:
             session = await client.create()
             await client.turn(session, "hello")
-            before = await client.get(session)
+            before = await settled(client, session)
             try:
                 async with client.streaming(session, "again", **body) as events:
                     async for name, _ in events:

@@ -10,7 +10,7 @@ import pytest
 from agentmem.config import Settings
 from agentmem.core import PageKey
 from agentmem.testing.gateway import Client, RunningGateway, running_gateway
-from tests.integration.gateway.conftest import PAGE_TOKENS, check_error, until, until_async
+from tests.integration.gateway.conftest import PAGE_TOKENS, check_error, settled, until, until_async
 
 EMPTY = {"hbm": 0, "dram": 0, "disk": 0, "object": 0}
 
@@ -213,7 +213,7 @@ class TestResidency:
     async def test_per_tier(self, gateway: RunningGateway, client: Client, session: str) -> None:
         log = (await client.get(session))["tokens"]
         pages = (log - 1) // PAGE_TOKENS
-        await until_async(lambda: _is_durable(client, session))
+        await settled(client, session)
         lost = list(gateway.pages.pages)[-1]
         del gateway.pages.pages[lost]
         found = (await client.http.get(f"/v1/sessions/{session}/residency")).json()
@@ -235,7 +235,7 @@ class TestFork:
         self, gateway: RunningGateway, client: Client, session: str
     ) -> None:
         second = await client.turn(session, "more")
-        before = await client.get(session)
+        before = await settled(client, session)
         fork = await post(client, session, "fork")
         assert fork["parent"] == {"session_id": session, "turn": 2}
         assert (fork["turns"], fork["tokens"]) == (2, before["tokens"])
@@ -360,8 +360,3 @@ class TestDelete:
 
 def _keys(gateway: RunningGateway) -> list[PageKey]:
     return list(gateway.pages.pages)
-
-
-async def _is_durable(client: Client, session_id: str) -> bool:
-    shown = await client.get(session_id)
-    return bool(shown["durable_position"] == shown["pages"] * PAGE_TOKENS)

@@ -13,7 +13,7 @@ import pytest
 from agentmem.catalog.ids import now_us
 from agentmem.config import Settings
 from agentmem.testing.gateway import Client, RunningGateway, running_gateway
-from tests.integration.gateway.conftest import check_error, until, until_async
+from tests.integration.gateway.conftest import check_error, settled, until, until_async
 
 LONG = {"max_tokens": 1_000, "ignore_eos": True}
 
@@ -22,6 +22,7 @@ LONG = {"max_tokens": 1_000, "ignore_eos": True}
 async def session(client: Client) -> str:
     session_id = await client.create()
     await client.turn(session_id, "hello")
+    await settled(client, session_id)
     return session_id
 
 

@@ -11,7 +11,7 @@ from agentmem.config import Settings
 from agentmem.sessions.chat import Chat
 from agentmem.testing.gateway import Client, RunningGateway, running_gateway
 from agentmem.testing.models import TRIMMING_TEMPLATE, write_tokenizer
-from tests.integration.gateway.conftest import PAGE_TOKENS, until, until_async
+from tests.integration.gateway.conftest import PAGE_TOKENS, settled, until
 
 
 def joined(events: list[tuple[str, dict[str, Any]]], field: str) -> list[Any]:
@@ -192,7 +192,7 @@ class TestStream:
     ) -> None:
         session = await client.create()
         await client.turn(session, "hello")
-        before = await client.get(session)
+        before = await settled(client, session)
         gateway.engine.script.fail_after_tokens = 2
         events = await client.stream(session, "again", ignore_eos=True)
         assert [name for name, _ in events][-1] == "error"
@@ -265,12 +265,7 @@ class TestUsage:
         metrics = (await client.http.get("/metrics")).text
         assert 'agentmem_node_failures_total{operation="sequence"} 1.0' in metrics
         gateway.pages.down = False
-        await until_async(lambda: has_durable(client, session))
-
-
-async def has_durable(client: Client, session_id: str) -> bool:
-    shown = await client.get(session_id)
-    return bool(shown["durable_position"] == shown["pages"] * PAGE_TOKENS > 0)
+        assert (await settled(client, session))["durable_position"] > 0
 
 
 @pytest.mark.parametrize("stream", [True, False])

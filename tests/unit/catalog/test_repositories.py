@@ -147,14 +147,14 @@ class TestSessions:
             await tx.sessions.create(session)
             await tx.turns.insert(first)
             await tx.turns.insert(second)
-            assert await tx.sessions.advance(session, first, worker)
-            assert not await tx.sessions.advance(session, second, worker)
+            assert await tx.sessions.advance(session, first, worker) == 0
+            assert None is await tx.sessions.advance(session, second, worker)
             row = await tx.sessions.get(tenant, session.id)
             third, stale = make_turn(row, first), make_turn(row, first)
             await tx.turns.insert(third)
             await tx.turns.insert(stale)
-            assert await tx.sessions.advance(row, third, worker)
-            assert not await tx.sessions.advance(row, stale, worker)
+            assert await tx.sessions.advance(row, third, worker) == 0
+            assert await tx.sessions.advance(row, stale, worker) is None
             assert (await tx.sessions.get(tenant, session.id)).head_turn_id == third.id
         assert (row.head_turn_id, row.turns, row.tokens) == (first.id, 1, 9)
         assert (row.worker_id, row.worker_generation, row.page_tokens) == ("wkr_1", 3, 4)

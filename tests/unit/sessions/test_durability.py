@@ -61,7 +61,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         turn = make_turn(session, None, tokens=13)
         await tx.sessions.create(session)
         await tx.turns.insert(turn)
-        assert await tx.sessions.advance(session, turn, make_worker())
+        assert await tx.sessions.advance(session, turn, make_worker()) == 0
     made = Bench(catalog, session, turn)
     loop = asyncio.create_task(made.tracker.run())
     yield made
@@ -114,7 +114,7 @@ async def test_of_an_older_head_nothing_is_recorded(bench: Bench) -> None:
         row = await tx.sessions.get(*bench.ids)  # type: ignore[arg-type]
         newer = make_turn(bench.session, bench.turn, keep=2, log_tokens=6)
         await tx.turns.insert(newer)
-        assert await tx.sessions.advance(row, newer, make_worker())
+        assert await tx.sessions.advance(row, newer, make_worker()) == 0
     bench.pages.offer(HASHES)
     bench.tracker.watch(item)
     await bench.done()

@@ -110,3 +110,22 @@ async def test_leaving_one_that_is_over_does_nothing() -> None:
     assert [type(event) for event in events] == [TurnCreated, TurnDelta, TurnCompleted]
     assert events[1].text == "ok"
     listener.close()
+
+
+async def test_leaving_while_it_cleans_up_does_not_cancel_that() -> None:
+    run, seen = make_run(), list[str]()
+    listener = run.listen()
+
+    async def failing() -> None:
+        run.begin()
+        run.settle()
+        await asyncio.sleep(0.02)
+        seen.append("cleaned up")
+        run.publish(TurnFailed(EngineFailed("x")))
+
+    run.task = asyncio.create_task(failing())
+    await asyncio.sleep(0)
+    listener.close()
+    await asyncio.wait({run.task}, timeout=1)
+    assert seen == ["cleaned up"]
+    assert run.over
