@@ -47,8 +47,8 @@ class EdgeMiddleware:
 
         try:
             await self._app(scope, receive, send_with_id)
+        # loop edge: the caller gets an answer without internals, the log the traceback.
         except Exception:  # noqa: BLE001
-            # The edge: the caller gets an answer without internals, the log the traceback.
             _log.exception("unhandled error")
             if not status:
                 await internal_response()(scope, receive, send_with_id)

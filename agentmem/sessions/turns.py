@@ -201,8 +201,8 @@ class TurnRunner:
         except AgentmemError as error:
             outcome = type(error).__name__
             return TurnFailed(error)
+        # loop edge: of a task; the caller gets an answer, the log gets the traceback.
         except Exception:  # noqa: BLE001
-            # The edge of a task: the caller gets an answer, the log gets the traceback.
             outcome = "internal"
             _log.exception("a turn failed unexpectedly", session_id=run.session_id)
             return TurnFailed(AgentmemError("The turn failed for an internal reason."))
