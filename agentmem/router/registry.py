@@ -16,6 +16,7 @@ from agentmem.engine.base import Engine
 from agentmem.errors import ModelNotFound, WorkerUnavailable
 from agentmem.router.admission import TokenGate
 from agentmem.router.placement import choose_worker, is_ready
+from agentmem.router.warmth import WarmSessions
 
 CACHE_SECONDS = 0.5
 
@@ -24,11 +25,12 @@ EngineFactory = Callable[[Worker], Engine]
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A worker that runs something, with its engine and its gate for tokens being loaded."""
+    """One start of an engine: its client, its gate for tokens being loaded, what it holds."""
 
     worker: Worker
     engine: Engine
     gate: TokenGate
+    warm: WarmSessions
 
 
 class Router:
@@ -116,7 +118,10 @@ class Router:
         ):
             return known
         assignment = Assignment(
-            worker, self._engine_factory(worker), TokenGate(worker.host_pool_tokens // 2)
+            worker,
+            self._engine_factory(worker),
+            TokenGate(worker.host_pool_tokens // 2),
+            WarmSessions(worker.hbm_tokens or worker.context_tokens),
         )
         self._assignments[worker.id] = assignment
         if known is not None and known.engine is not assignment.engine:

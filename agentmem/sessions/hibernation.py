@@ -209,11 +209,11 @@ class Hibernation:
             salt=self._context.secrets.tenant_salt(session.tenant_id),
             session_id=session.id,
         )
-        load = tokens_to_load(session, worker, len(ids))
         cached: CachedTokens | None = None
         reason: str | None = None
         async with self._context.router.running_on(worker) as assignment, AsyncExitStack() as gate:
             await assignment.engine.open_session(session.id)
+            load = tokens_to_load(session, assignment, len(ids))
             await gate.enter_async_context(assignment.gate.hold(load))
             stream = cast(
                 "AsyncGenerator[GenerateChunk, None]", assignment.engine.generate(request)
@@ -221,8 +221,9 @@ class Hibernation:
             async with aclosing(stream):
                 async for chunk in stream:
                     cached, reason = chunk.cached or cached, chunk.finish_reason or reason
-        if reason not in ("stop", "length"):
-            raise EngineFailed(f"The worker did not finish the log ({reason or 'no reason'}).")
+            if reason not in ("stop", "length"):
+                raise EngineFailed(f"The worker did not finish the log ({reason or 'no reason'}).")
+            assignment.warm.touch(session.id, len(ids))
         return cached or CachedTokens()
 
     async def _let_go(self, session: Session) -> None:
@@ -230,6 +231,7 @@ class Hibernation:
         for worker in await self._context.router.ready():
             if (worker.id, worker.generation) == (session.worker_id, session.worker_generation):
                 async with self._context.router.running_on(worker) as assignment:
+                    assignment.warm.forget(session.id)
                     await _close(assignment, session)
 
     async def _bytes_per_token(self, session: Session, worker: Worker | None) -> int:

@@ -47,7 +47,7 @@ from agentmem.sessions.runs import (
     finished_run,
 )
 from agentmem.sessions.usage import LoadWatch
-from agentmem.sessions.warmth import is_warm, tokens_to_load
+from agentmem.sessions.warmth import tokens_to_load
 from agentmem.telemetry import get_logger
 
 _log = get_logger("agentmem.sessions.turns")
@@ -242,7 +242,7 @@ class TurnRunner:
         async with self._context.router.running_on(worker) as assignment, AsyncExitStack() as gate:
             await self._open(assignment, session)
             await gate.enter_async_context(
-                assignment.gate.hold(tokens_to_load(session, worker, prepared.prompt.keep))
+                assignment.gate.hold(tokens_to_load(session, assignment, prepared.prompt.keep))
             )
             # Closing the stream early is what aborts the request in the engine.
             stream = cast(
@@ -252,10 +252,10 @@ class TurnRunner:
                 async for chunk in stream:
                     await gate.aclose()  # the prompt is computed: nothing is loading any more
                     self._take(run, prepared, reply, chunk)
-        if reply.finish_reason not in ("stop", "length") or not reply.ids:
-            raise EngineFailed(
-                f"The worker ended the turn early ({reply.finish_reason or 'no reason given'})."
-            )
+            if reply.finish_reason not in ("stop", "length") or not reply.ids:
+                reason = reply.finish_reason or "no reason given"
+                raise EngineFailed(f"The worker ended the turn early ({reason}).")
+            assignment.warm.touch(session.id, len(prepared.prompt.ids) + len(reply.ids))
         rest = reply.text.finish()
         if rest:
             run.publish(TurnDelta(rest, (), ()))
@@ -284,8 +284,7 @@ class TurnRunner:
 
     async def _open(self, assignment: Assignment, session: Session) -> None:
         """Registers the session with the engine where it may not be known yet."""
-        worker = assignment.worker
-        if not is_warm(session, worker):
+        if session.id not in assignment.warm:
             await assignment.engine.open_session(session.id)
 
 

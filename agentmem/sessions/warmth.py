@@ -1,18 +1,17 @@
-"""Where a session's pages probably are, judged from its row alone: no question, no waiting."""
+"""How much of a session's log a worker will have to fetch: what admission counts."""
 
 from __future__ import annotations
 
-from agentmem.catalog.records import Session, Worker
+from agentmem.catalog.records import Session
+from agentmem.router.registry import Assignment
 
 
-def is_warm(session: Session, worker: Worker) -> bool:
-    """Whether the session last ran on this very start of the worker and was not hibernated."""
-    return session.state == "active" and (session.worker_id, session.worker_generation) == (
-        worker.id,
-        worker.generation,
-    )
+def tokens_to_load(session: Session, assignment: Assignment, keep: int) -> int:
+    """Tokens of the log's first `keep` that probably come from below the worker's own memory.
 
-
-def tokens_to_load(session: Session, worker: Worker, keep: int) -> int:
-    """Tokens of the log that the worker will probably fetch from below its own memory."""
-    return 0 if is_warm(session, worker) else min(session.durable_position, keep)
+    A fork finds what its parent left in HBM.
+    """
+    warm = assignment.warm
+    if session.id in warm or session.parent_session_id in warm:
+        return 0
+    return min(session.durable_position, keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -207,6 +208,21 @@ class TestResume:
             watching.cancel()
             assert tokens * 4 > limit >= highest >= tokens
             assert gate.held == 0
+
+    async def test_after_a_restart_of_the_engine_nothing_is_taken_for_warm(
+        self, gateway: RunningGateway, client: Client, session: str
+    ) -> None:
+        await client.turn(session, "more")
+        gate = gateway.gateway.router._assignments[gateway.worker.worker.id].gate
+        gateway.engine.sessions.clear()
+        async with gateway.catalog.transaction() as tx:
+            # As a worker process does that starts its engine again: the same row, a new URL.
+            assert await tx.workers.update(replace(gateway.worker.worker, url="fake:again"))
+        await settled(client, session)
+        await asyncio.sleep(0.6)
+        await client.turn(session, "go on")
+        assert gateway.engine.sessions == {session}
+        assert gateway.gateway.router._assignments[gateway.worker.worker.id].gate is not gate
 
 
 class TestResidency:

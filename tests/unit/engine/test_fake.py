@@ -14,10 +14,10 @@ class Store:
     def __init__(self) -> None:
         self.pages: list[PageHash] = []
 
-    def offer(self, hashes: list[PageHash]) -> None:  # type: ignore[override]
+    def offer(self, hashes: list[PageHash]) -> None:
         self.pages += hashes
 
-    def load(self, hashes: list[PageHash]) -> int:  # type: ignore[override]
+    def load(self, hashes: list[PageHash]) -> int:
         return next((i for i, one in enumerate(hashes) if one not in self.pages), len(hashes))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from agentmem.catalog import Catalog, migrate
 from agentmem.catalog.records import Session, Turn
-from agentmem.core import PageHash
+from agentmem.core import PageHash, SessionId, TenantId
 from agentmem.pages.keys import keys_of_hashes
 from agentmem.sessions import durability
 from agentmem.sessions.durability import DurabilityTracker, Watched
@@ -41,7 +41,7 @@ class Bench:
             return (await tx.sessions.get(*self.ids)).durable_position
 
     @property
-    def ids(self) -> tuple[str, str]:
+    def ids(self) -> tuple[TenantId, SessionId]:
         return self.session.tenant_id, self.session.id
 
     async def done(self) -> None:
@@ -111,7 +111,7 @@ async def test_an_agent_that_comes_back(bench: Bench) -> None:
 async def test_of_an_older_head_nothing_is_recorded(bench: Bench) -> None:
     item = bench.item()
     async with bench.catalog.transaction() as tx:
-        row = await tx.sessions.get(*bench.ids)  # type: ignore[arg-type]
+        row = await tx.sessions.get(*bench.ids)
         newer = make_turn(bench.session, bench.turn, keep=2, log_tokens=6)
         await tx.turns.insert(newer)
         assert await tx.sessions.advance(row, newer, make_worker()) == 0
