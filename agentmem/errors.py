@@ -11,6 +11,7 @@ AgentmemError
 ├── LeaseLost               a lease was fenced off by a newer generation
 ├── WorkerUnavailable       no worker is ready
 │   └── EngineFailed        the worker died or answered with an error mid-turn
+├── CatalogUnavailable      the database did not answer, or could not write
 ├── NotDurable              pages were missing when the deadline came
 ├── NodeUnavailable         the node agent did not answer in time
 │   └── ProtocolError       peer speaks another version, or sent a malformed frame
@@ -108,6 +109,10 @@ class WorkerUnavailable(AgentmemError):
 
 class EngineFailed(WorkerUnavailable):
     """The worker died or answered with an error while the turn ran; the log is where it was."""
+
+
+class CatalogUnavailable(AgentmemError):
+    """The database did not answer, or could not write; nothing of the transaction was kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from agentmem.catalog import CatalogUnavailable
 from agentmem.errors import (
     AgentmemError,
     AuthenticationFailed,
+    CatalogUnavailable,
     ContextOverflow,
     EngineFailed,
     InvalidRequest,

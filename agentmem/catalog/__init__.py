@@ -1,5 +1,5 @@
 """The catalog: every SQL statement. `Catalog` opens it, `migrate` brings its schema up to date."""
 
-from agentmem.catalog.database import Catalog, CatalogUnavailable, Transaction, migrate
+from agentmem.catalog.database import Catalog, Transaction, migrate
 
-__all__ = ["Catalog", "CatalogUnavailable", "Transaction", "migrate"]
+__all__ = ["Catalog", "Transaction", "migrate"]

@@ -29,16 +29,12 @@ from agentmem.catalog.tenants import Tenants
 from agentmem.catalog.turns import Turns
 from agentmem.catalog.unclaims import Unclaims
 from agentmem.catalog.workers import Workers
-from agentmem.errors import AgentmemError, ConfigurationInvalid
+from agentmem.errors import CatalogUnavailable, ConfigurationInvalid
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 30_000
 _READ = {"agentmem_begin": "BEGIN"}
 _ADVISORY_LOCK = 0x61676D656D  # "agmem": one migration at a time on PostgreSQL
-
-
-class CatalogUnavailable(AgentmemError):
-    """The database did not answer, or could not write; nothing of the transaction was kept."""
 
 
 class Transaction:

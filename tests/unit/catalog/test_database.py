@@ -12,11 +12,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 
-from agentmem.catalog import Catalog, CatalogUnavailable, migrate
+from agentmem.catalog import Catalog, migrate
 from agentmem.catalog.database import alembic_config
 from agentmem.catalog.tables import metadata
 from agentmem.core import TenantId
-from agentmem.errors import ConfigurationInvalid
+from agentmem.errors import CatalogUnavailable, ConfigurationInvalid
 
 
 class TestMigrate:
