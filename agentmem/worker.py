@@ -10,7 +10,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from agentmem.engine.sglang.model.fingerprint import fingerprint_of, weights_dig
 from agentmem.engine.sglang.model.smollm2 import ensure_smollm2
 from agentmem.engine.sglang.process import SglangProcess
 from agentmem.errors import AgentmemError, EngineFailed, NodeUnavailable
+from agentmem.loopback import free_port
 from agentmem.node.client import NodeClient
 
 logger = structlog.get_logger("agentmem.worker")
@@ -181,7 +181,7 @@ class WorkerProcess:
         return plan_launch(
             options,
             python=sys.executable,
-            port=_free_port(),
+            port=free_port(),
             run_dir=settings.run_dir / "engine",
             engine_id=f"{self._worker.id}-{secrets.token_hex(4)}",
         )
@@ -318,12 +318,6 @@ def _worker_id(data_dir: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"wkr_{secrets.token_hex(8)}")
     return path.read_text().strip()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def _run(settings: Settings) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from agentmem.app import create_key, create_tenant, migrate_catalog
 from agentmem.bench.report import report, row_of
 from agentmem.config import Settings
 from agentmem.engine.base import GenerateRequest, Sampling
+from agentmem.loopback import free_port
 from agentmem.serve import settings_environment
 from agentmem.testing.fake_worker import FakeWorker
 
@@ -37,7 +37,7 @@ _START_SECONDS_MAX = 60.0
 def run_gateway_bench(*, rounds: int = ROUNDS, turns: int = _TURNS) -> dict[str, Any]:
     """Rows `ttft_added_p50` and `ttft_added_p99`, in milliseconds."""
     with tempfile.TemporaryDirectory(prefix="agentmem-bench-") as directory:
-        settings = Settings(data_dir=Path(directory), engine="fake", port=_free_port())
+        settings = Settings(data_dir=Path(directory), engine="fake", port=free_port())
         migrate_catalog(settings)
         key = create_key(settings, create_tenant(settings, "bench"))
         process = subprocess.Popen(
@@ -129,9 +129,3 @@ def _wait_until_ready(http: httpx2.Client) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the gateway is not ready after {_START_SECONDS_MAX:.0f} s")
         time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

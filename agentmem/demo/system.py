@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import psutil
 from agentmem.app import create_key, create_tenant, migrate_catalog
 from agentmem.config import Settings
 from agentmem.errors import AgentmemError
+from agentmem.loopback import free_port
 from agentmem.node.client import NodeClient
 from agentmem.serve import settings_environment
 
@@ -50,10 +50,9 @@ class System:
         cls, directory: Path, model: Path, say: Callable[[str], None], **settings: Any
     ) -> System:
         """A system of its own below `directory`, serving `model` on a free port."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        return cls(Settings(data_dir=directory, model=str(model), port=port, **settings), say)
+        return cls(
+            Settings(data_dir=directory, model=str(model), port=free_port(), **settings), say
+        )
 
     @property
     def url(self) -> str:

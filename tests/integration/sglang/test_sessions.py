@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from agentmem.demo.log import session_pages, the_worker
@@ -114,6 +115,17 @@ def test_disconnect_in_mid_stream_leaves_the_log_where_it_was(
     after = client.get(session)
     assert (after["turns"], after["tokens"]) == (before["turns"], before["tokens"])
     assert client.turn(session, say("Again."), 4)["number"] == before["turns"] + 1
+
+
+def test_listens_on_loopback_only(system: System) -> None:
+    listening = {
+        connection.laddr.ip
+        for pids in system.pids().values()
+        for pid in pids
+        for connection in psutil.Process(pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
 
 
 def running(url: str) -> int:
