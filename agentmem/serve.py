@@ -19,6 +19,8 @@ import httpx2
 
 from agentmem.app import ensure_first_key
 from agentmem.config import Settings
+from agentmem.engine.sglang.model.check import inspect_model
+from agentmem.engine.sglang.model.smollm2 import ensure_smollm2
 from agentmem.errors import ConfigurationInvalid
 
 PARENT_VARIABLE = "AGENTMEM_PARENT_PID"
@@ -202,5 +204,19 @@ def settings_environment(settings: Settings) -> dict[str, str]:
 
 
 def run_serve(settings: Settings) -> int:
-    """What `agentmem serve` runs. Returns the exit code."""
-    return Supervisor(settings, lambda text: print(text, flush=True)).run()
+    """What `agentmem serve` runs. Returns the exit code.
+
+    Raises ModelUnsupported or ConfigurationInvalid before anything is started: a worker that
+    refuses its model would only be started again and again.
+    """
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    if settings.engine == "sglang":
+        if settings.model:
+            model = inspect_model(Path(settings.model)).path
+        else:
+            model = ensure_smollm2(settings.models_dir, say)
+        settings = settings.model_copy(update={"model": str(model)})
+    return Supervisor(settings, say).run()
