@@ -40,6 +40,9 @@ class Settings(BaseSettings):
         0, ge=0, description="Tokens that the engine's KV pool holds; 0: automatic."
     )
     host_pool_ratio: float = Field(2.0, ge=1.0, description="HiCache host pool over the HBM pool.")
+    engine_arguments: str = Field(
+        "", description="More arguments for SGLang, as in a shell; they win over agentmem's own."
+    )
     engine_start_seconds_max: float = Field(
         900.0, description="Longest that an engine may take to start."
     )

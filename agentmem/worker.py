@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import sys
 import time
@@ -175,6 +176,7 @@ class WorkerProcess:
             hbm_tokens=settings.hbm_tokens,
             host_pool_ratio=settings.host_pool_ratio,
             cuda=cuda_is_there(),
+            arguments=tuple(shlex.split(settings.engine_arguments)),
             plugin_module=settings.plugin_module,
             plugin_class=settings.plugin_class,
         )

@@ -44,6 +44,7 @@ class EngineOptions:
     host_pool_ratio: float = 2.0
     cuda: bool = False
     cpu_threads: int = 0
+    arguments: tuple[str, ...] = ()
     plugin_module: str = PLUGIN_MODULE
     plugin_class: str = PLUGIN_CLASS
     plugin_config: Mapping[str, Any] = field(default_factory=dict)
@@ -115,7 +116,8 @@ def plan_launch(
         command += ["--device", "cpu", "--attention-backend", "torch_native"]
         command += ["--disable-overlap-schedule", "--mem-fraction-static", "0.5"]
     return LaunchPlan(
-        command=tuple(command),
+        # The last one of a flag wins in argparse.
+        command=(*command, *options.arguments),
         environment=_environment(options, run_dir),
         files={storage_config: json.dumps(_storage_config(options, run_dir, engine_id, layout))},
         url=f"http://127.0.0.1:{port}",

@@ -67,6 +67,11 @@ def test_gpu_has_no_cpu_support_and_sizes_its_own_pool() -> None:
     assert value(launch, "--hicache-mem-layout") == "page_first"
 
 
+def test_arguments_of_the_operator_come_last() -> None:
+    launch = plan(replace(OPTIONS, arguments=("--attention-backend", "triton")))
+    assert launch.command[-2:] == ("--attention-backend", "triton")
+
+
 @pytest.mark.parametrize(
     ("kv_bytes", "context", "expected"),
     [
