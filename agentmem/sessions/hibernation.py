@@ -14,7 +14,7 @@ from agentmem.catalog.ids import new_id
 from agentmem.catalog.records import Session, Worker
 from agentmem.core import PageKey, TenantId, TierTokens, durable_pages
 from agentmem.engine.base import CachedTokens, GenerateChunk, GenerateRequest, Sampling
-from agentmem.errors import AgentmemError, EngineFailed, MissingPages, NotDurable
+from agentmem.errors import AgentmemError, EngineFailed, MissingPages, NodeUnavailable, NotDurable
 from agentmem.router.registry import Assignment
 from agentmem.sessions.context import Context, session_fingerprint
 from agentmem.sessions.durability import DurabilityTracker, Watched
@@ -27,6 +27,7 @@ from agentmem.telemetry import get_logger
 _log = get_logger("agentmem.sessions.hibernation")
 # One question to the agent lasts this long at most, so that a broken connection is noticed.
 _WAIT_SECONDS = 2.0
+_AGENT_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +151,23 @@ class Hibernation:
     async def _wait_durable(
         self, session: Session, ids: array[int], keys: Sequence[PageKey], deadline: float
     ) -> None:
-        pages = self._context.pages
-        await pages.claim(session.id, keys, time.time() + session.kv_retention_seconds)
-        remade = False
+        """An agent that is being started again is waited for, within the deadline."""
+        claimed = remade = False
         while True:
-            left = max(0.0, deadline - time.perf_counter())
-            missing = await pages.wait_durable(keys, min(left, _WAIT_SECONDS))
+            try:
+                if not claimed:
+                    expires_at = time.time() + session.kv_retention_seconds
+                    await self._context.pages.claim(session.id, keys, expires_at)
+                    claimed = True
+                left = max(0.0, deadline - time.perf_counter())
+                # Not all of what is left at once: pages in no tier have to be made in time.
+                wait = min(left / 4, _WAIT_SECONDS) if not remade else min(left, _WAIT_SECONDS)
+                missing = await self._context.pages.wait_durable(keys, wait)
+            except NodeUnavailable:
+                if time.perf_counter() >= deadline:
+                    raise
+                await asyncio.sleep(_AGENT_PAUSE_SECONDS)
+                continue
             if not missing:
                 return
             if time.perf_counter() >= deadline:
@@ -173,13 +185,13 @@ class Hibernation:
 
         What goes wrong is not raised: the caller's wait finds out what is still missing.
         """
-        resident = await self._context.pages.residency(keys)
-        absent = [index for index, entry in enumerate(resident) if not entry.tiers]
-        if not absent:
-            return False
-        _log.info("pages are made again", session_id=session.id, pages=len(absent))
-        self._context.metrics.pages_remade.inc(len(absent))
         try:
+            resident = await self._context.pages.residency(keys)
+            absent = [index for index, entry in enumerate(resident) if not entry.tiers]
+            if not absent:
+                return False
+            _log.info("pages are made again", session_id=session.id, pages=len(absent))
+            self._context.metrics.pages_remade.inc(len(absent))
             worker = await self._context.router.choose(session.model, session.worker_id)
             if worker.fingerprint != session_fingerprint(session):
                 return True
