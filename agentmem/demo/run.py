@@ -71,7 +71,7 @@ class Demo:
     def run(self) -> dict[str, Any]:
         """All steps in order."""
         script = self._script
-        control, subject, cold = (self._tenant(name) for name in ("control", "subject", "cold"))
+        control, subject = self._tenant("control"), self._tenant("subject")
         self._start()
         self._say("A control session, never interrupted:")
         control_run = Conversation.begin(control, script)
@@ -84,7 +84,7 @@ class Demo:
         self._start()
         self._warm_up()
         self._resume(run, control_run)
-        self._cold(cold, control_run)
+        self._cold(control_run)
         fork = self._fork(subject, run)
         self._corrupt(subject, run, control_run)
         self._delete(subject, run, fork)
@@ -172,23 +172,25 @@ class Demo:
             f"{usage['cached_tokens']} of {usage['prompt_tokens']} tokens"
         )
 
-    def _cold(self, client: Client, control: Conversation) -> None:
+    def _cold(self, control: Conversation) -> None:
         turn = self._script.before_kill
-        messages = steps.whole_conversation(self._script, control, turn)
-        self._say("The same prompt, cold, under a third tenant on the same worker:")
-        answer = client.turn(client.create(), messages, self._script.tokens[turn])
-        usage = answer["usage"]
+        system = self._system
+        theirs = log.session_pages(system.settings, *self._ids(control))
+        prompt = theirs.token_ids[: control.answers[turn]["usage"]["prompt_tokens"]]
+        self._say("The same prompt, cold, under a salt of its own on the same worker:")
+        url = log.the_worker(system.settings).url
+        answer = steps.cold_turn(SglangEngine(url), prompt, self._script.tokens[turn])
         equality = steps.compare(answer, control.answers[turn])
         self._result["cold"] = {
-            "ttft_seconds": usage["ttft_seconds"],
-            "prompt_tokens": usage["prompt_tokens"],
-            "cached_tokens": usage["cached_tokens"],
+            "ttft_seconds": answer["ttft_seconds"],
+            "prompt_tokens": len(prompt),
+            "cached_tokens": answer["cached_tokens"],
             "output_ids_equal": equality.ids_equal,
             "logprob_max_abs_diff": equality.logprob_max_abs_diff,
         }
         resumed = self._result["resume"]["ttft_seconds"]
-        self._result["resume_vs_cold_ttft"] = round(resumed / usage["ttft_seconds"], 4)
-        self._say(f"  first token after {usage['ttft_seconds']:.2f} s")
+        self._result["resume_vs_cold_ttft"] = round(resumed / answer["ttft_seconds"], 4)
+        self._say(f"  first token after {answer['ttft_seconds']:.2f} s")
 
     def _fork(self, client: Client, run: Conversation) -> str:
         system = self._system

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentmem.core import PageKey
+from agentmem.core import PageKey, TierTokens
 from agentmem.demo.corpus import excerpts
 from agentmem.demo.log import SessionPages
 from agentmem.demo.system import Client, DemoFailed, System
+from agentmem.engine.base import CachedTokens, GenerateRequest, Sampling
 from agentmem.engine.sglang.client import SglangEngine
 from agentmem.node.protocol import TIERS
 
@@ -103,14 +106,44 @@ def compare(left: dict[str, Any], right: dict[str, Any]) -> Equality:
     return Equality(ids_equal, max(abs(a - b) for a, b in zip(one, other, strict=True)))
 
 
-def whole_conversation(script: Script, control: Conversation, turn: int) -> Messages:
-    """The messages of the first `turn` + 1 turns with the control's replies in between."""
-    messages: Messages = []
-    for number in range(turn):
-        messages += script.turns[number]
-        reply = control.answers[number]["message"]["content"]
-        messages.append({"role": "assistant", "content": reply})
-    return messages + script.turns[turn]
+def cold_turn(engine: SglangEngine, token_ids: Sequence[int], max_tokens: int) -> dict[str, Any]:
+    """Computes a prompt that nothing has stored: the very ids, under a salt of their own.
+
+    Asked of the worker itself, so that no token of the log is tokenised again, and the gateway's
+    milliseconds count against the resumed turn only.
+    """
+    return asyncio.run(_cold_turn(engine, token_ids, max_tokens))
+
+
+async def _cold_turn(
+    engine: SglangEngine, token_ids: Sequence[int], max_tokens: int
+) -> dict[str, Any]:
+    request = GenerateRequest(
+        request_id=f"cold-{secrets.token_hex(8)}",
+        token_ids=list(token_ids),
+        sampling=Sampling(max_tokens=max_tokens),
+        salt=f"cold-{secrets.token_hex(16)}",
+        logprobs=True,
+    )
+    started = time.perf_counter()
+    first, cached = 0.0, CachedTokens()
+    ids: list[int] = []
+    logprobs: list[float] = []
+    try:
+        async for chunk in engine.generate(request):
+            first = first or time.perf_counter() - started
+            ids += chunk.token_ids
+            logprobs += chunk.logprobs
+            cached = chunk.cached or cached
+    finally:
+        await engine.aclose()
+    by_tier = TierTokens(hbm=cached.device, dram=cached.host, disk=cached.storage)
+    return {
+        "ttft_seconds": round(first, 6),
+        "output_ids": ids,
+        "logprobs": logprobs,
+        "cached_tokens": by_tier.as_dict(),
+    }
 
 
 def wait_until_stored(system: System, keys: Sequence[PageKey], seconds: float = 60.0) -> None:

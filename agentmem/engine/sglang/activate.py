@@ -46,12 +46,13 @@ def activate() -> None:
 def _activate_cpu() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from agentmem.engine.sglang.cpu import allocation, attention, copies
+    from agentmem.engine.sglang.cpu import allocation, attention, copies, linear
 
     HookRegistry.register(_POOL_INIT, _without_pinning, HookType.BEFORE)
     allocation.install()
     copies.install()
     attention.install()
+    linear.install()
 
 
 def _without_pinning(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -40,14 +40,17 @@ class Engine:
 
     def __init__(self, pages: Pages, *, stores: bool = True, loads: bool = True) -> None:
         self.pages, self.stores, self.loads, self.garbles = pages, stores, loads, False
+        self.hbm: set[PageKey] = set()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         key = page_keys(FINGERPRINT, request.salt, request.token_ids, PAGE)[0]
-        hit = self.loads and key in self.pages.stored
-        if not hit and self.stores:
+        held = key in self.hbm
+        hit = self.loads and not held and key in self.pages.stored
+        if not held and not hit and self.stores:
             self.pages.stored[key] = b"page"
+        self.hbm.add(key)
         token = 9 if hit and self.garbles else 8
-        cached = CachedTokens(storage=PAGE if hit else 0)
+        cached = CachedTokens(device=PAGE if held else 0, storage=PAGE if hit else 0)
         yield GenerateChunk((token,), (-1.0,), "length", len(request.token_ids), cached)
 
     async def abort(self, request_id: str) -> None: ...

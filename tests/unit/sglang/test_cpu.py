@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from agentmem.engine.sglang.cpu import allocation, attention, copies
+from agentmem.engine.sglang.cpu import allocation, attention, copies, linear
 
 LAYERS, PAGES, PAGE, HEADS, SIZE = 3, 5, 4, 2, 8
 
@@ -87,20 +87,40 @@ def test_new_rows_equal_the_rows_of_the_whole() -> None:
             torch.testing.assert_close(output[row, head], expected)
 
 
-def attend(rows: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The last rows of a sequence whose cache is k, v."""
-    slots = torch.arange(k.shape[0])
-    return attention._attend(rows, k, v, slots, SIZE**-0.5, True)
-
-
 def test_a_token_does_not_depend_on_chunks_or_on_who_computes_it() -> None:
-    """What lets recomputed KV stand for the original: equal to the last bit, in bfloat16."""
+    """What lets recomputed KV stand for the original: equal to the last bit, in bfloat16.
+
+    Shapes are SmolLM2's: the kernels in question are chosen by shape.
+    """
     torch.manual_seed(0)
-    length, query_heads = 1300, 4
-    query = torch.randn(length, query_heads, SIZE).bfloat16() * 3
-    k = torch.randn(length, HEADS, SIZE).bfloat16() * 3
-    v = torch.randn(length, HEADS, SIZE).bfloat16()
-    whole = attend(query, k, v)
-    for start, end in [(0, 700), (64, 1300), (640, 1000), (1290, 1300), (511, 512), (1299, 1300)]:
-        part = attend(query[start:end], k[:end], v[:end])
-        assert torch.equal(part, whole[start:end]), (start, end)
+    length, query_heads, kv_heads, size = 2600, 9, 3, 64
+    query = torch.randn(length, query_heads, size).bfloat16() * 2
+    k = torch.randn(length, kv_heads, size).bfloat16() * 2
+    v = torch.randn(length, kv_heads, size).bfloat16()
+
+    def attend(start: int, end: int) -> torch.Tensor:
+        slots = torch.arange(end)
+        return attention._attend(query[start:end], k, v, slots, size**-0.5, True)
+
+    whole = attend(0, length)
+    chunks = [(0, 700), (64, 1300), (640, 2600), (2048, 2600), (511, 513), (1300, 1303)]
+    decoded = [(at, at + 1) for at in [0, 1, 511, 512, 1024, *range(1000, 2600, 13)]]
+    for start, end in chunks + decoded:
+        assert torch.equal(attend(start, end), whole[start:end]), (start, end)
+
+
+def test_a_single_row_goes_through_linear_layers_as_one_of_many() -> None:
+    class Method:
+        def _agentmem_apply(
+            self, layer: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None
+        ) -> torch.Tensor:
+            return torch.nn.functional.linear(x, layer, bias)
+
+    torch.manual_seed(0)
+    weight, rows = torch.randn(576, 1536).bfloat16() * 0.05, torch.randn(200, 1536).bfloat16()
+    whole = torch.nn.functional.linear(rows, weight)
+    for row in range(200):
+        assert torch.equal(
+            linear.apply(Method(), weight, rows[row : row + 1]), whole[row : row + 1]
+        )
+    assert torch.equal(linear.apply(Method(), weight, rows), whole)

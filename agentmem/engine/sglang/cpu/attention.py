@@ -2,10 +2,11 @@
 
 SGLang's `TorchNativeAttnBackend` computes a prefill's attention for the whole sequence and throws
 the rows of the cached prefix away, so that a prefix hit would save nothing of it. And torch's
-kernel rounds differently with the number of keys in its last block (of 512) and for a single row,
-so that the KV of a token depends on how the prompt was cut into chunks, and on whether a prefill
-or decoding made it. Here each row always sees whole blocks of keys, masked, and never comes alone:
-recomputed KV equals what it replaces to the last bit (see tests/unit/sglang/test_cpu.py).
+kernel rounds differently with the number of keys in its last block (of 512) and for fewer than
+four rows, so that the KV of a token depends on how the prompt was cut into chunks, and on whether a
+prefill or decoding made it. Here each row always sees whole blocks of keys, masked, and is one of
+at least four (which is faster, too). Together with `linear`, recomputed KV equals what it replaces
+to the last bit; tests/unit/sglang/test_cpu.py holds it to that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ Tensor = Any
 
 # Keys per block of torch's CPU flash kernel (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp).
 KEY_BLOCK = 512
+# Seen with torch 2.13.0: one to three rows go through another matrix kernel.
+ROWS_MIN = 4
 
 
 def extend(
@@ -101,19 +104,21 @@ def _attend(
     enable_gqa: bool,
 ) -> Tensor:
     """Attention of the sequence's last `rows` (n, heads, size) over all of its `slots`."""
+    import torch
     from torch.nn.functional import pad, scaled_dot_product_attention
 
     count, length = rows.shape[0], slots.shape[0]
     blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
     # Any slot does behind the end, since the mask hides it; the first one holds real numbers.
     slots = pad(slots, (0, blocks - length), value=int(slots[0]))
-    if count == 1:
-        rows = rows.expand(2, -1, -1)
+    if count < ROWS_MIN:
+        # Copies of the last row; a view that repeats it would take another way through the kernel.
+        rows = torch.cat([rows, rows[-1:].repeat(ROWS_MIN - count, 1, 1)])
     result = scaled_dot_product_attention(
         rows.movedim(0, 1).unsqueeze(0),  # (1, heads, rows, size)
         k_cache[slots].movedim(0, 1).unsqueeze(0).to(rows.dtype),
         v_cache[slots].movedim(0, 1).unsqueeze(0).to(rows.dtype),
-        attn_mask=_mask(length - count, rows.shape[0], blocks, single=count == 1),
+        attn_mask=_mask(length - count, count, blocks),
         scale=scaling,
         enable_gqa=enable_gqa,
     )
@@ -122,11 +127,11 @@ def _attend(
 
 # One mask serves all layers of a forward pass.
 @lru_cache(maxsize=8)
-def _mask(prefix: int, rows: int, keys: int, *, single: bool) -> Tensor:
-    """(rows, keys): row i sees keys up to prefix + i; the two of a single row see the same."""
+def _mask(prefix: int, rows: int, keys: int) -> Tensor:
+    """(rows or more, keys): row i sees keys up to prefix + i; added rows see what the last does."""
     import torch
 
-    last = torch.full((rows,), prefix) if single else torch.arange(prefix, prefix + rows)
+    last = torch.arange(prefix, prefix + max(rows, ROWS_MIN)).clamp(max=prefix + rows - 1)
     return torch.arange(keys) <= last.unsqueeze(1)
 
 
