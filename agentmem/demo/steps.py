@@ -20,8 +20,9 @@ from agentmem.node.protocol import TIERS
 
 Messages = list[dict[str, str]]
 
-# Words of documentation in each of the first turns: together at least 4,000 tokens.
-_EXCERPT_WORDS = 640
+# Words of documentation in each of the first turns: some 6,500 tokens together, which leaves room
+# in the model's 8,192 for whatever the documentation will say tomorrow.
+_EXCERPT_WORDS = 830
 _LONG_TURNS = 4
 _REPLY_TOKENS = 24
 _SHORT_REPLY_TOKENS = 16

@@ -21,8 +21,6 @@ from typing import Any
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 
 from agentmem.core import Fingerprint, PageHash
-from agentmem.engine.sglang.activate import DEVICE_VARIABLE
-from agentmem.engine.sglang.cpu.memory import advise_huge_pages
 from agentmem.errors import ConfigurationInvalid
 from agentmem.node.transfer import PageTransfer
 
@@ -69,9 +67,6 @@ class PageStorage(HiCacheStorage):  # type: ignore[misc]
                 f"the host pool has (layout, page tokens, page bytes) {actual}, "
                 f"the fingerprint was made for {expected}"
             )
-        if os.environ.get(DEVICE_VARIABLE) == "cpu":
-            device = self._pool.device_pool
-            advise_huge_pages([self._pool.kv_buffer, *device.k_buffer, *device.v_buffer])
         proof = {
             "pid": os.getpid(),
             "layout": self._pool.layout,

@@ -18,8 +18,9 @@ Tensor = Any
 
 # Keys per block of torch's CPU flash kernel (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp).
 KEY_BLOCK = 512
-# Seen with torch 2.13.0: one to three rows go through another matrix kernel.
-ROWS_MIN = 4
+# Seen with torch 2.13.0: one to three rows go through another matrix kernel. Rows are cut into
+# blocks of 32, 64 or 256 by their number, and what is left over may be as few.
+ROWS_MULTIPLE = 4
 
 
 def extend(
@@ -111,9 +112,10 @@ def _attend(
     blocks = -(-length // KEY_BLOCK) * KEY_BLOCK
     # Any slot does behind the end, since the mask hides it; the first one holds real numbers.
     slots = pad(slots, (0, blocks - length), value=int(slots[0]))
-    if count < ROWS_MIN:
+    missing = -count % ROWS_MULTIPLE
+    if missing:
         # Copies of the last row; a view that repeats it would take another way through the kernel.
-        rows = torch.cat([rows, rows[-1:].repeat(ROWS_MIN - count, 1, 1)])
+        rows = torch.cat([rows, rows[-1:].repeat(missing, 1, 1)])
     result = scaled_dot_product_attention(
         rows.movedim(0, 1).unsqueeze(0),  # (1, heads, rows, size)
         k_cache[slots].movedim(0, 1).unsqueeze(0).to(rows.dtype),
@@ -131,7 +133,8 @@ def _mask(prefix: int, rows: int, keys: int) -> Tensor:
     """(rows or more, keys): row i sees keys up to prefix + i; added rows see what the last does."""
     import torch
 
-    last = torch.arange(prefix, prefix + max(rows, ROWS_MIN)).clamp(max=prefix + rows - 1)
+    padded = rows + -rows % ROWS_MULTIPLE
+    last = torch.arange(prefix, prefix + padded).clamp(max=prefix + rows - 1)
     return torch.arange(keys) <= last.unsqueeze(1)
 
 
