@@ -103,7 +103,16 @@ def test_a_token_does_not_depend_on_chunks_or_on_who_computes_it() -> None:
         return attention._attend(query[start:end], k, v, slots, size**-0.5, True)
 
     whole = attend(0, length)
-    chunks = [(0, 700), (64, 1300), (640, 2600), (2048, 2600), (511, 513), (1300, 1303), (7, 40), (1000, 1193)]
+    chunks = [
+        (0, 700),
+        (64, 1300),
+        (640, 2600),
+        (2048, 2600),
+        (511, 513),
+        (1300, 1303),
+        (7, 40),
+        (1000, 1193),
+    ]
     decoded = [(at, at + 1) for at in [0, 1, 511, 512, 1024, *range(1000, 2600, 13)]]
     for start, end in chunks + decoded:
         assert torch.equal(attend(start, end), whole[start:end]), (start, end)
