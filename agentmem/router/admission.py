@@ -6,6 +6,7 @@ So tokens that are being loaded stay below that half, per worker; the rest wait 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -46,10 +47,12 @@ class TokenGate:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 self._leave(tokens)  # it was our turn just as the caller gave up
             else:
-                self._waiting.remove(entry)
+                # `_wake` may have come before us and dropped the entry already.
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(entry)
                 self._wake()  # whoever stood behind may fit
             raise
 
@@ -68,7 +71,12 @@ class TokenGate:
         self._wake()
 
     def _wake(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            tokens, turn = self._waiting.popleft()
-            self._take(tokens)
-            turn.set_result(None)
+        while self._waiting:
+            tokens, turn = self._waiting[0]
+            # Given up, by a task that has not run since: nothing of it may be taken.
+            if not turn.cancelled():
+                if not self._fits(tokens):
+                    return
+                self._take(tokens)
+                turn.set_result(None)
+            self._waiting.popleft()

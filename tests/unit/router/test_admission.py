@@ -77,8 +77,32 @@ async def test_giving_up_at_the_very_moment_gives_back() -> None:
         assert gate.held == 100
 
 
-async def test_never_more_than_the_limit_whatever_happens() -> None:
-    rng = random.Random(5)
+async def test_giving_up_just_before_ones_turn_comes_blocks_nobody() -> None:
+    """The waiter is cancelled, and before it runs, the holder leaves."""
+    gate = TokenGate(10)
+
+    async def one(seconds: float) -> None:
+        async with gate.hold(10):
+            await asyncio.sleep(seconds)
+
+    holder = asyncio.create_task(one(10))
+    await asyncio.sleep(0)
+    waiter, behind = asyncio.create_task(one(10)), asyncio.create_task(one(0))
+    await asyncio.sleep(0)
+    waiter.cancel()
+    gate._leave(10)  # what the holder does, in the same step of the loop
+    async with asyncio.timeout(1):
+        await behind
+        await asyncio.gather(waiter, return_exceptions=True)
+    gate._take(10)
+    holder.cancel()
+    await asyncio.gather(holder, return_exceptions=True)
+    assert gate.held == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_never_more_than_the_limit_whatever_happens(seed: int) -> None:
+    rng = random.Random(seed)
     gate = TokenGate(100)
 
     async def one() -> None:
