@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from agentmem import __version__
 from agentmem.config import Settings
 from agentmem.errors import AgentmemError
-from agentmem.lifeline import die_with_parent
+from agentmem.lifeline import PARENT_VARIABLE, die_with_parent
 
 cli = App(name="agentmem", version=__version__, help="A stateful runtime for agent sessions.")
 tenant = App(name="tenant", help="Paying customers.")
@@ -21,8 +21,6 @@ cli.command(tenant)
 bench = App(name="bench", help="Measurements, side by side with their limits.")
 cli.command(key)
 cli.command(bench)
-
-_PARENT_VARIABLE = "AGENTMEM_PARENT_PID"
 
 
 DataDir = Annotated[Path | None, Parameter(help="Where everything durable lives.")]
@@ -127,7 +125,7 @@ def _path(path: Path | None) -> str | None:
 
 def main() -> None:
     """Entry point. Errors of agentmem print as a sentence and exit with 1."""
-    parent = os.environ.pop(_PARENT_VARIABLE, None)
+    parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is not None:
         die_with_parent(int(parent))
     try:

@@ -6,6 +6,9 @@ import ctypes
 import os
 import signal
 
+# How a supervisor tells its pid to a child that is to die with it.
+PARENT_VARIABLE = "AGENTMEM_PARENT_PID"
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 

@@ -22,8 +22,7 @@ from agentmem.config import Settings
 from agentmem.engine.sglang.model.check import inspect_model
 from agentmem.engine.sglang.model.smollm2 import ensure_smollm2
 from agentmem.errors import ConfigurationInvalid
-
-PARENT_VARIABLE = "AGENTMEM_PARENT_PID"
+from agentmem.lifeline import PARENT_VARIABLE
 
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 5.0

@@ -15,7 +15,7 @@ from typing import Any
 from agentmem.config import Settings
 from agentmem.demo import log, steps
 from agentmem.demo.report import readable, verdict
-from agentmem.demo.steps import Conversation, Script
+from agentmem.demo.steps import Conversation
 from agentmem.demo.system import Client, System
 from agentmem.engine.sglang.client import SglangEngine
 from agentmem.engine.sglang.launch import cuda_is_there
@@ -251,6 +251,3 @@ class Demo:
 
     def _ids(self, run: Conversation) -> tuple[str, str]:
         return run.client.tenant_id, run.session
-
-
-__all__ = ["Demo", "Script", "run_demo"]
