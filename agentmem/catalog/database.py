@@ -22,12 +22,17 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from agentmem.catalog.contexts import Contexts
+from agentmem.catalog.items import Items
 from agentmem.catalog.keys import Keys
 from agentmem.catalog.leases import Leases
+from agentmem.catalog.responses import Responses
+from agentmem.catalog.retries import Retries
 from agentmem.catalog.sessions import Sessions
 from agentmem.catalog.tenants import Tenants
 from agentmem.catalog.turns import Turns
 from agentmem.catalog.unclaims import Unclaims
+from agentmem.catalog.usage import UsageEvents
 from agentmem.catalog.workers import Workers
 from agentmem.errors import CatalogUnavailable, ConfigurationInvalid
 
@@ -48,6 +53,11 @@ class Transaction:
         self.leases = Leases(connection)
         self.workers = Workers(connection)
         self.unclaims = Unclaims(connection)
+        self.responses = Responses(connection)
+        self.items = Items(connection)
+        self.usage_events = UsageEvents(connection)
+        self.retries = Retries(connection)
+        self.contexts = Contexts(connection)
 
 
 class Catalog:

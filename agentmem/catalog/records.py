@@ -19,6 +19,8 @@ class Tenant:
     id: TenantId
     name: str
     created_at: int
+    default_model: str | None = None
+    model_aliases: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,15 @@ class Session:
     page_tokens: int | None
     created_at: int
     updated_at: int
+    origin: str = "session"
+    context_id: str | None = None
+    retention: str | None = None
+    expires_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One committed turn; immutable.
+    """One committed turn; immutable. `reply` is None for a context's, which has messages only.
 
     The log up to this turn is log(parent)[:keep] + tokens. Of the whole log, [0, prompt_tokens)
     was the prompt and [prompt_tokens, log_tokens) was sampled.
@@ -78,14 +84,18 @@ class Turn:
     prompt_tokens: int
     log_tokens: int
     rebased: bool
-    messages: list[dict[str, str]]
-    reply: dict[str, str]
+    messages: list[dict[str, Any]]
+    reply: dict[str, Any] | None
     finish_reason: str
     sampling: Mapping[str, Any]
     usage: Mapping[str, Any]
     logprobs: list[float] | None
     body_hash: str
     created_at: int
+    framing: Mapping[str, Any] | None = None
+    prefix_hash: bytes | None = None
+    dropped: tuple[int, int] | None = None
+    top_logprobs: list[list[tuple[int, float]]] | None = None
 
     @property
     def output_ids(self) -> array[int]:
@@ -128,6 +138,9 @@ class Worker:
     generation: int = 0
     heartbeat_at: int = 0
     detail: str = ""
+    parser_address: str = ""
+    tool_parser: str = ""
+    reasoning_parser: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +152,93 @@ class PendingUnclaim:
     claim_id: str
     keys: tuple[bytes, ...]
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response object's row; what it says is in its turn and its items.
+
+    `status` is "completed", "incomplete", "failed" or "cancelled"; only the first two have a turn.
+    """
+
+    id: str
+    tenant_id: TenantId
+    surface: str
+    status: str
+    stored: bool
+    session_id: SessionId | None
+    turn_id: TurnId | None
+    previous_response_id: str | None
+    conversation_id: str | None
+    request: Mapping[str, Any]
+    error: Mapping[str, Any] | None
+    deltas: bytes | None
+    created_at: int
+    completed_at: int | None
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a response or a conversation. `position` orders all items of a catalog."""
+
+    id: str
+    tenant_id: TenantId
+    response_id: str | None
+    conversation_id: str | None
+    kind: str
+    data: Mapping[str, Any]
+    created_at: int
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEvent:
+    """What one turn used, in tokens: input = uncached + read + written, reasoning in output."""
+
+    id: str
+    tenant_id: TenantId
+    api_key_id: str | None
+    session_id: SessionId | None
+    turn_id: TurnId
+    response_id: str | None
+    surface: str
+    model: str
+    retention: str | None
+    input_tokens: int
+    uncached_tokens: int
+    read_tokens: int
+    written_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    read_by_tier: Mapping[str, int]
+    recomputed_tokens: int
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRecord:
+    """The answer to a request that may come again until `expires_at`."""
+
+    id: str
+    tenant_id: TenantId
+    api_key_id: str
+    request_key: str
+    body_hash: str
+    attempt: int
+    turn_id: TurnId
+    response_id: str | None
+    created_at: int
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContextRecord:
+    """A beginning that many sessions share."""
+
+    id: str
+    tenant_id: TenantId
+    session_id: SessionId
+    name: str
+    metadata: Mapping[str, str]
+    created_at: int

@@ -80,7 +80,7 @@ class Sessions:
         kept of the log, and to 0 when the turn ran under another fingerprint, since the pages
         below that position are then other pages.
         """
-        table = tables.sessions
+        table, now = tables.sessions, now_us()
         digest = worker.fingerprint.digest.hex()
         same_pages = (session.fingerprint, session.page_tokens) == (digest, worker.page_tokens)
         durable = min(session.durable_position, turn.keep) if same_pages else 0
@@ -105,7 +105,11 @@ class Sessions:
                 worker_generation=worker.generation,
                 fingerprint=digest,
                 page_tokens=worker.page_tokens,
-                updated_at=now_us(),
+                retention=session.retention,
+                kv_retention_seconds=session.kv_retention_seconds,
+                log_retention_seconds=session.log_retention_seconds,
+                expires_at=now + session.log_retention_seconds * 1_000_000,
+                updated_at=now,
             )
         )
         return durable if result.rowcount == 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import CTE, Row, delete, func, insert, select
@@ -10,10 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from agentmem.catalog import tables
 from agentmem.catalog.blobs import pack_floats, pack_tokens, unpack_floats, unpack_tokens
 from agentmem.catalog.records import Turn
-from agentmem.core import TenantId, TurnId
+from agentmem.core import SessionId, TenantId, TurnId
+from agentmem.errors import NotFound
 
 # SQLite takes 32,766 parameters per statement; smaller chunks keep statements cheap to parse.
 _IDS_PER_STATEMENT = 500
+# Equal conversations are told apart by their session; so many are looked at.
+_MATCHES_MAX = 400
 
 
 class Turns:
@@ -36,12 +40,16 @@ class Turns:
                 prompt_tokens=turn.prompt_tokens,
                 log_tokens=turn.log_tokens,
                 rebased=int(turn.rebased),
+                dropped=None if turn.dropped is None else list(turn.dropped),
+                framing=None if turn.framing is None else dict(turn.framing),
+                prefix_hash=turn.prefix_hash,
                 messages=turn.messages,
                 reply=turn.reply,
                 finish_reason=turn.finish_reason,
                 sampling=dict(turn.sampling),
                 usage=dict(turn.usage),
                 logprobs=None if turn.logprobs is None else pack_floats(turn.logprobs),
+                top_logprobs=turn.top_logprobs,
                 body_hash=turn.body_hash,
                 created_at=turn.created_at,
             )
@@ -55,6 +63,36 @@ class Turns:
             select(table).join(chain, chain.c.id == table.c.id).order_by(table.c.number)
         )
         return [_turn(row) for row in rows]
+
+    async def get(self, tenant_id: TenantId, turn_id: str) -> Turn:
+        """One turn. Raises NotFound."""
+        table = tables.turns
+        row = (
+            await self._connection.execute(
+                select(table).where(table.c.id == turn_id, table.c.tenant_id == tenant_id)
+            )
+        ).first()
+        if row is None:
+            raise NotFound("turn", turn_id)
+        return _turn(row)
+
+    async def find_prefix(
+        self, tenant_id: TenantId, hashes: Sequence[bytes]
+    ) -> list[tuple[bytes, TurnId, SessionId | None]]:
+        """Turns whose whole conversation has one of these hashes, and the session that they are
+        the end of, if any: newest first."""
+        table, session = tables.turns, tables.sessions
+        rows = await self._connection.execute(
+            select(table.c.prefix_hash, table.c.id, session.c.id.label("session_id"))
+            .outerjoin(session, session.c.head_turn_id == table.c.id)
+            .where(table.c.tenant_id == tenant_id, table.c.prefix_hash.in_(hashes))
+            .order_by(table.c.id.desc())
+            .limit(_MATCHES_MAX)
+        )
+        return [
+            (bytes(row.prefix_hash), TurnId(row.id), row.session_id and SessionId(row.session_id))
+            for row in rows
+        ]
 
     async def numbered(self, tenant_id: TenantId, head: TurnId, number: int) -> Turn | None:
         """The turn `number` (from 1) on the way to `head`."""
@@ -160,6 +198,8 @@ def _turn(row: Row[Any]) -> Turn:
     fields = dict(row._mapping)
     fields["tokens"] = unpack_tokens(fields["tokens"])
     fields["rebased"] = bool(fields["rebased"])
+    if fields["dropped"] is not None:
+        fields["dropped"] = tuple(fields["dropped"])
     if fields["logprobs"] is not None:
         fields["logprobs"] = unpack_floats(fields["logprobs"])
     return Turn(**fields)

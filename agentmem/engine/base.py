@@ -5,23 +5,41 @@ Implementations: `engine.fake` (deterministic, no torch), `engine.sglang.client`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from agentmem.engine.output import OutputParser, OutputSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the sampled text must match. `value` is a JSON schema, a regular expression, an EBNF
+    grammar or a structural tag (the last three in SGLang's and xgrammar's words)."""
+
+    kind: Literal["json_schema", "regex", "ebnf", "structural_tag"]
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. `max_tokens` 0 computes (and stores) the prompt's KV and samples nothing."""
+    """How to sample. `max_tokens` 0 computes (and stores) the prompt's KV and samples nothing.
+
+    `logit_bias` maps token ids to what is added to their logits.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = -1
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +48,8 @@ class GenerateRequest:
 
     `request_id` names it for `abort`. `salt` seeds the page keys (never empty: SGLang treats an
     empty salt as none, and tenants would share pages). `session_id` is the preference for
-    keeping its pages in HBM; None for requests outside of any session.
+    keeping its pages in HBM; None for requests outside of any session. `top_logprobs` is how many
+    alternatives to tell for each sampled token (only with `logprobs`).
     """
 
     request_id: str
@@ -39,6 +58,7 @@ class GenerateRequest:
     salt: str
     session_id: str | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +74,16 @@ class CachedTokens:
         return self.device + self.host + self.storage
 
 
+Alternatives = tuple[tuple[int, float], ...]
+"""The likeliest ids at one position with their log-probabilities, likeliest first."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateChunk:
     """A piece of the stream: newly sampled ids (the end-of-sequence id included).
 
-    `logprobs` is as long as `token_ids` when asked for, else empty. The last chunk has
-    `finish_reason` ("stop", "length", "abort") and `cached`.
+    `logprobs` is as long as `token_ids` when asked for, else empty; so is `top_logprobs`. The last
+    chunk has `finish_reason` ("stop", "length", "abort") and `cached`.
     """
 
     token_ids: tuple[int, ...]
@@ -67,6 +91,7 @@ class GenerateChunk:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     cached: CachedTokens | None = None
+    top_logprobs: tuple[Alternatives, ...] = ()
 
 
 class Engine(Protocol):
@@ -74,6 +99,17 @@ class Engine(Protocol):
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         """Streams the reply. Closing the iterator early aborts the request in the engine."""
+        ...
+
+    async def open_parser(self, spec: OutputSpec) -> OutputParser:
+        """A parser for one reply in the model's own format; close it."""
+        ...
+
+    async def tool_constraint(self, spec: OutputSpec) -> Constraint | None:
+        """What makes the model call a tool as `spec.tool_choice` demands; None: nothing needed.
+
+        Raises InvalidRequest when the tools' schemas cannot be made a grammar.
+        """
         ...
 
     async def abort(self, request_id: str) -> None:

@@ -12,24 +12,38 @@ from dataclasses import dataclass
 
 from agentmem.catalog.records import Turn
 from agentmem.core import SessionId, TurnId
+from agentmem.engine.base import Alternatives
+from agentmem.engine.output import Piece, TextPiece
 from agentmem.errors import AgentmemError
 
 
 @dataclass(frozen=True, slots=True)
 class TurnCreated:
-    """The turn is about to run: nothing of it is in the log yet."""
+    """The turn is about to run: nothing of it is in the log yet. `created_at` in microseconds."""
 
     turn_id: TurnId
     number: int
+    session_id: SessionId
+    created_at: int
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class TurnDelta:
-    """Ids as sampled, and the text that became certain (complete characters only)."""
+    """Ids as sampled, and what became certain of the message (complete characters only).
 
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    `logprobs` and `top_logprobs` are as long as `token_ids` where asked for, else empty.
+    """
+
+    pieces: tuple[Piece, ...]
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[Alternatives, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """More of the visible reply."""
+        return "".join(piece.text for piece in self.pieces if isinstance(piece, TextPiece))
 
 
 @dataclass(frozen=True, slots=True)

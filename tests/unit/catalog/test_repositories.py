@@ -16,6 +16,12 @@ from tests.unit.catalog.conftest import make_session, make_turn, make_worker
 OPERATORS = "perators' function"
 
 
+_CARRIERS = {
+    *("Session", "Turn", "Lease", "Response", "Sequence[Item]", "UsageEvent", "RetryRecord"),
+    "ContextRecord",
+}
+
+
 def test_every_function_takes_the_tenant_or_says_whose_it_is() -> None:
     checked = 0
     for repository in map(type, vars(Transaction(None)).values()):  # type: ignore[arg-type]
@@ -25,7 +31,7 @@ def test_every_function_takes_the_tenant_or_says_whose_it_is() -> None:
             signature = inspect.signature(function)
             named = "tenant_id" in signature.parameters
             # These records carry the tenant that they were read with.
-            carried = {"Session", "Turn", "Lease"} & {
+            carried = _CARRIERS & {
                 str(parameter.annotation) for parameter in signature.parameters.values()
             }
             told = of_module or OPERATORS in (inspect.getdoc(function) or "")
