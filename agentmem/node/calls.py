@@ -37,6 +37,7 @@ COUNTERS = (
     "deleted_pages",
     "evicted_disk_pages",
     "evicted_dram_pages",
+    "evicted_unclaimed_pages",
     "evicted_undurable_pages",
     "grants_refused_dram_budget",
     "grants_refused_dram_failed",
@@ -65,6 +66,7 @@ COUNTERS = (
     "stored_corrupt_pages",
     "stored_duplicate_pages",
     "stored_stale_pages",
+    "unclaimed_pages",
     "written_page_bytes",
     "written_pages",
 )

@@ -123,7 +123,7 @@ class Ownership:
     def stored(
         self, slab: Slab, slots: Sequence[int], keys: Sequence[PageKey], fingerprint: bytes
     ) -> list[Acceptance]:
-        """Takes announced slots into the index, and queues new pages for write-behind.
+        """Takes announced slots into the index, and gives new pages to write-behind.
 
         Raises InvalidRequest, and takes none, for a slot that is not there or a foreign key.
         """
@@ -145,7 +145,7 @@ class Ownership:
         return outcomes
 
     def take_in(self, copies: Iterable[DramCopy]) -> None:
-        """New copies in dram: late ones of deleted pages are destroyed, the others written behind.
+        """New copies in dram: late ones of deleted pages are destroyed, others go to write-behind.
 
         A copy of a durable page stays as a cache only when it is the very record that is on disk:
         the bytes of a key may differ from one computation to the next, and the first ones win.
@@ -164,22 +164,28 @@ class Ownership:
         fresh.sort(key=lambda copy: copy.sequence)
         self._write_behind.enqueue(fresh)
 
+    def is_spare(self, copy: DramCopy) -> bool:
+        """Whether nobody was promised this dram copy: the page is durable, or nothing claims it."""
+        return self._disk.get(copy.key) is not None or not self._write_behind.pending(copy.key)
+
     def may_evict(self, copy: DramCopy) -> bool:
-        """Whether a dram copy may be dropped: it is durable, or the disk tier cannot take it."""
-        return self._disk.get(copy.key) is not None or self._write_behind.failing is not None
+        """Whether a dram copy may be dropped: it is spare, or the disk tier cannot take it."""
+        return self.is_spare(copy) or self._write_behind.failing is not None
 
     def evict(self, pages: int, slabs: Sequence[Slab]) -> int:
-        """Drops up to `pages` least recently used pages from these slabs. Returns how many.
+        """Drops up to `pages` least recently used spare pages from these slabs. Returns how many.
 
-        Pages that are not durable go only while the disk tier takes nothing, and are counted.
+        Claimed pages that are not durable go only while the disk tier takes nothing.
         """
-        durable = self._dram.evict(pages, lambda c: self._disk.get(c.key) is not None, slabs)
+        spare = self._dram.evict(pages, self.is_spare, slabs)
+        durable = sum(self._disk.get(copy.key) is not None for copy in spare)
         lost: list[DramCopy] = []
-        if len(durable) < pages and self._write_behind.failing is not None:
-            lost = self._dram.evict(pages - len(durable), self.may_evict, slabs)
-        self.counters["evicted_dram_pages"] += len(durable)
+        if len(spare) < pages and self._write_behind.failing is not None:
+            lost = self._dram.evict(pages - len(spare), self.may_evict, slabs)
+        self.counters["evicted_dram_pages"] += durable
+        self.counters["evicted_unclaimed_pages"] += len(spare) - durable
         self.counters["evicted_undurable_pages"] += len(lost)
-        return len(durable) + len(lost)
+        return len(spare) + len(lost)
 
     async def drop_dram(self, keys: Iterable[PageKey] | None) -> tuple[int, int]:
         """Drops dram copies of durable pages that nobody reads; None: of all. (pages, bytes)."""
@@ -197,6 +203,10 @@ class Ownership:
         return pages, page_bytes
 
     async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
-        """Waits for pages to be durable, their write-behind first. Indexes of those missing."""
+        """Waits for pages to be durable, their write-behind first. Indexes of those missing.
+
+        Waiting is no claim: a page that nothing claims is not written for it, but it may yet be
+        claimed.
+        """
         self._write_behind.urge(keys)
         return await self._waiters.wait(keys, timeout_seconds)

@@ -53,8 +53,15 @@ class Retention:
         self._ownership.take_in(list(self._dram.pages()))
 
     async def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
-        """Registers interest in pages, stored already or not, until `expires_at` (epoch)."""
-        await self._disk.claim(claim_id.encode(), keys, expires_at)
+        """Registers interest in pages, stored already or not, until `expires_at` (epoch).
+
+        Those in dram become durable from now on.
+        """
+        try:
+            await self._disk.claim(claim_id.encode(), keys, expires_at)
+        finally:
+            # Also when the caller went away: the index may have the claim by then.
+            self._write_behind.note_claimed(keys)
 
     async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> tuple[int, int]:
         """Ends a claim; pages that nothing else claims are deleted from every tier.

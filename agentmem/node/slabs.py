@@ -105,11 +105,11 @@ class Slabs:
         return len(orphans)
 
     def shed_all(self) -> None:
-        """Deletes the agent's slabs whose pages are all on disk as well."""
+        """Deletes the agent's slabs whose pages are all on disk as well, or only cache."""
         self._shed(self._dram.usage().budget_bytes)
 
     async def copy_page(self, source: PageKey, target: PageKey) -> None:
-        """Stores the page `source` under the key `target`, too; it becomes durable by itself.
+        """Stores the page `source` under the key `target`, too; durable where that is claimed.
 
         Raises NotFound without the source, PageCorrupt, StoreRefused without room.
         """
@@ -200,7 +200,7 @@ class Slabs:
         return self._dram.add(path)
 
     def _shed(self, file_bytes: int) -> None:
-        """Deletes slabs of the agent, whose pages are on disk as well, until there is room."""
+        """Deletes slabs of the agent, whose pages are all spare, until there is room."""
         for slab in self._dram.agents_slabs():
             if self._dram.room_for(file_bytes):
                 return

@@ -1,4 +1,8 @@
-"""Write-behind: pages in dram become durable by themselves, grouped by what has queued up."""
+"""Write-behind: claimed pages in dram become durable by themselves, grouped by what has queued up.
+
+A page that nothing claims is only cache: it is never written. Which request a page is from cannot
+be told from its key, so a claim is all that decides; it may come before the page or after.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
+from typing import NamedTuple
 
 from agentmem.core import PageKey
 from agentmem.errors import PageCorrupt, StoreRefused
@@ -25,11 +30,19 @@ _BACKOFF_SECONDS_MIN = 0.2
 _BACKOFF_SECONDS_MAX = 5.0
 
 
-class WriteBehind:
-    """The queue of pages that are not durable yet, and the loop that empties it.
+class _Waiting(NamedTuple):
+    """A page in the queue, and since when it is to become durable (nanoseconds, epoch)."""
 
-    The queue is bounded by the slots of the dram tier. `failing` is the reason why the disk tier
-    took nothing the last time, None while it works.
+    copy: DramCopy
+    since_ns: int
+
+
+class WriteBehind:
+    """The queue of pages that are to become durable, and the loop that empties it.
+
+    It holds pages that are claimed, and those just stored, whose claims are yet to be looked up;
+    it is bounded by the slots of the dram tier. `failing` is the reason why the disk tier took
+    nothing the last time, None while it works.
     """
 
     def __init__(
@@ -42,8 +55,9 @@ class WriteBehind:
         self._disk = disk
         self._waiters = waiters
         self._executor = executor
-        self._urgent: OrderedDict[PageKey, None] = OrderedDict()
-        self._normal: OrderedDict[PageKey, None] = OrderedDict()
+        # Since when, as in _Waiting.
+        self._urgent: OrderedDict[PageKey, int] = OrderedDict()
+        self._normal: OrderedDict[PageKey, int] = OrderedDict()
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -60,30 +74,33 @@ class WriteBehind:
         """Whether nothing waits and nothing is being written."""
         return self._idle.is_set()
 
+    def pending(self, key: PageKey) -> bool:
+        """Whether the page waits to be written. A copy that is being written is held instead."""
+        return key in self._urgent or key in self._normal
+
     def oldest_age_ms(self) -> int:
-        """Age of the page that waits longest, by its commit in dram; 0 with an empty queue."""
-        ages = [
-            time.time_ns() - copy.sequence
-            for queue in (self._urgent, self._normal)
-            if queue and (copy := self._dram.get(next(iter(queue)))) is not None
-        ]
-        return max(0, max(ages, default=0) // 1_000_000)
+        """For how long the first page in the queue has waited; 0 with an empty queue."""
+        firsts = [next(iter(queue.values())) for queue in (self._urgent, self._normal) if queue]
+        return max(0, time.time_ns() - min(firsts)) // 1_000_000 if firsts else 0
 
     def enqueue(self, copies: Iterable[DramCopy]) -> None:
-        """These pages are new in dram."""
+        """These pages are new in dram: the claimed ones will be written."""
         for copy in copies:
-            queue = self._urgent if self._waiters.awaited(copy.key) else self._normal
-            queue[copy.key] = None
-        if self.queued_pages:
-            self._idle.clear()
-            self._wanted.set()
+            self._add(copy.key, copy.sequence)
+
+    def note_claimed(self, keys: Iterable[PageKey]) -> None:
+        """A claim names these: those in dram that are not durable will be written."""
+        now = time.time_ns()
+        for key in keys:
+            waits = self._dram.get(key) is not None and self._disk.get(key) is None
+            if waits and not self.pending(key):
+                self._add(key, now)
 
     def urge(self, keys: Iterable[PageKey]) -> None:
         """Someone waits for these: they go before all others."""
         for key in keys:
             if key in self._normal:
-                del self._normal[key]
-                self._urgent[key] = None
+                self._urgent[key] = self._normal.pop(key)
 
     async def run(self) -> None:
         """Writes until cancelled; a disk tier that refuses is asked again, ever more rarely."""
@@ -102,7 +119,7 @@ class WriteBehind:
                 backoff = min(2 * backoff, _BACKOFF_SECONDS_MAX)
 
     async def drain(self, timeout_seconds: float) -> bool:
-        """Waits until everything queued is durable. False when that took too long."""
+        """Waits until what is queued and claimed is durable. False when that took too long."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
@@ -114,69 +131,88 @@ class WriteBehind:
         """Waits for the batch that is being written now, whose pages it holds."""
         await self._between_batches.wait()
 
-    def _next_batch(self) -> list[DramCopy]:
-        batch: list[DramCopy] = []
+    def _add(self, key: PageKey, since_ns: int) -> None:
+        queue = self._urgent if self._waiters.awaited(key) else self._normal
+        queue[key] = since_ns
+        self._idle.clear()
+        self._wanted.set()
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
         size_bytes = 0
         for queue in (self._urgent, self._normal):
             while queue and size_bytes < BATCH_BYTES_MAX and len(batch) < BATCH_PAGES_MAX:
-                key, _ = queue.popitem(last=False)
+                key, since_ns = queue.popitem(last=False)
                 copy = self._dram.get(key)
                 if copy is None or self._disk.get(key) is not None:
                     continue
-                batch.append(copy)
+                batch.append(_Waiting(copy, since_ns))
                 size_bytes += copy.payload_bytes
         return batch
 
-    async def _write(self, batch: Sequence[DramCopy]) -> bool:
+    async def _write(self, batch: Sequence[_Waiting]) -> bool:
         """Writes one batch. False when the disk tier refused; the pages then wait again."""
         # The read hold keeps the slot's bytes where they are while the disk tier reads them.
-        for copy in batch:
-            self._dram.hold(copy)
+        for page in batch:
+            self._dram.hold(page.copy)
         self._between_batches.clear()
+        good: Sequence[_Waiting] = batch
         try:
-            loop = asyncio.get_running_loop()
-            corrupt = await loop.run_in_executor(self._executor, _find_corrupt, batch)
-            for copy in corrupt:
-                self.counters["quarantined_dram_pages"] += 1
-                self._dram.remove(copy)
-            good = [copy for copy in batch if not copy.gone]
+            good = await self._without_corrupt(await self._claimed(batch))
             records = [
-                Record(copy.key, copy.record, copy.payload_bytes, copy.sequence) for copy in good
+                Record(copy.key, copy.record, copy.payload_bytes, copy.sequence) for copy, _ in good
             ]
-            if not records:
-                return True
-            try:
+            if records:
                 rejected = {record.key for record in await self._disk.append(records)}
-            except StoreRefused as error:
-                self._requeue(good, error)
-                return False
-            self._note_durable(good, rejected)
+                self._note_durable(good, rejected)
             return True
+        except StoreRefused as error:
+            self._requeue(good, error)
+            return False
         finally:
-            for copy in batch:
-                self._dram.unhold(copy)
+            for page in batch:
+                self._dram.unhold(page.copy)
             self._between_batches.set()
 
-    def _note_durable(self, copies: Iterable[DramCopy], rejected: set[PageKey]) -> None:
+    async def _claimed(self, batch: Sequence[_Waiting]) -> list[_Waiting]:
+        """Those that something claims; the others stay in dram, as cache. Raises StoreRefused.
+
+        A claim that comes while they are looked up puts its pages into the queue again.
+        """
+        claimed = await self._disk.claimed([copy.key for copy, _ in batch])
+        self.counters["unclaimed_pages"] += len(batch) - len(claimed)
+        return [page for page in batch if page.copy.key in claimed]
+
+    async def _without_corrupt(self, batch: Sequence[_Waiting]) -> list[_Waiting]:
+        """Those whose bytes check and that nobody deleted meanwhile."""
+        if batch:
+            loop = asyncio.get_running_loop()
+            copies = [copy for copy, _ in batch]
+            for copy in await loop.run_in_executor(self._executor, _find_corrupt, copies):
+                self.counters["quarantined_dram_pages"] += 1
+                self._dram.remove(copy)
+        return [page for page in batch if not page.copy.gone]
+
+    def _note_durable(self, pages: Iterable[_Waiting], rejected: set[PageKey]) -> None:
         self.failing = None
         now = time.time_ns()
-        for copy in copies:
+        for copy, since_ns in pages:
             if copy.key in rejected:
                 continue
             self.counters["written_pages"] += 1
             self.counters["written_page_bytes"] += copy.payload_bytes
-            self.last_lag_ms = max(0, now - copy.sequence) // 1_000_000
+            self.last_lag_ms = max(0, now - since_ns) // 1_000_000
             self._waiters.notify(copy.key)
 
-    def _requeue(self, copies: Sequence[DramCopy], error: StoreRefused) -> None:
+    def _requeue(self, pages: Sequence[_Waiting], error: StoreRefused) -> None:
         if self.failing != error.reason:
             logger.error("write-behind stalls: %s", error)
         self.failing = error.reason
         self.counters[f"stalled_{error.reason}"] += 1
-        for copy in reversed(copies):
+        for copy, since_ns in reversed(pages):
             if not copy.gone:
                 queue = self._urgent if self._waiters.awaited(copy.key) else self._normal
-                queue[copy.key] = None
+                queue[copy.key] = since_ns
                 queue.move_to_end(copy.key, last=False)
 
 

@@ -203,6 +203,13 @@ class DiskTier:
         call = partial(self._index.claim, claim_id, keys, int(expires_at * 1_000_000))
         await self._in_index_thread(call)
 
+    async def claimed(self, keys: Sequence[PageKey]) -> set[PageKey]:
+        """Those of the keys that a live claim names. Raises StoreRefused when the index fails."""
+        try:
+            return await self._in_index_thread(partial(self._index.claimed, keys, self._now_us()))
+        except lmdb.Error as error:
+            raise self._refusal(error) from error
+
     async def unclaim(self, claim_id: bytes, keys: Sequence[PageKey]) -> Unclaimed:
         """Ends a claim; pages that nothing else claims are not found in this tier on return.
 

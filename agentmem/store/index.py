@@ -185,6 +185,11 @@ class PageIndex:
                     size_bytes -= record_bytes(extent.payload_bytes)
         return evicted
 
+    def claimed(self, keys: Iterable[PageKey], now_us: int) -> set[PageKey]:
+        """Those of the keys that an unexpired claim names."""
+        with self._env.begin() as tx:
+            return {key for key in keys if self._is_claimed(tx, key, now_us)}
+
     def claims(self, key: PageKey) -> list[tuple[bytes, int]]:
         """(claim id, expiry in microseconds) of all claims on a page, expired ones included."""
         with self._env.begin(db=self._claims) as tx:

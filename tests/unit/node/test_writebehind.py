@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from agentmem.core import PageKey
@@ -43,6 +44,16 @@ class Parts:
     appended: list[list[PageKey]] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     refusals: int = 0
+
+    async def claim(self, *numbers: int, seconds: float = 60.0) -> None:
+        """A session's claim on pages, there already or not."""
+        keys = [key_of(number) for number in numbers]
+        await self.retention.claim("session", keys, time.time() + seconds)
+
+    async def write_claimed(self, *numbers: int) -> None:
+        """Stores pages that a session claimed before."""
+        await self.claim(*numbers)
+        self.write(*numbers)
 
     def write(self, *numbers: int, sequence: int | None = None) -> None:
         """Stores pages in the slots of their numbers, and announces them."""
@@ -100,7 +111,8 @@ async def until(what: object, seconds: float = 5.0) -> None:
 
 
 async def test_pages_that_someone_waits_for_go_first(parts: Parts) -> None:
-    parts.write(0, 1, 2, 3, 4)
+    await parts.claim(5, 6)
+    await parts.write_claimed(0, 1, 2, 3, 4)
     await until(lambda: parts.appended)
     waiting = asyncio.create_task(
         parts.ownership.wait_durable([key_of(4), key_of(5), key_of(0)], 5)
@@ -120,7 +132,7 @@ async def test_pages_that_someone_waits_for_go_first(parts: Parts) -> None:
 
 
 async def test_a_deletion_waits_for_the_batch_that_holds_its_pages(parts: Parts) -> None:
-    parts.write(0, 1)
+    await parts.write_claimed(0, 1)
     await until(lambda: parts.appended)
     deleting = asyncio.create_task(parts.retention.unclaim("session", [key_of(0)]))
     await asyncio.sleep(0.05)
@@ -139,7 +151,7 @@ async def test_a_refusing_disk_is_asked_again_and_meanwhile_pages_may_be_lost(
 ) -> None:
     parts.refusals = 1
     parts.gate.set()
-    parts.write(0, 1)
+    await parts.write_claimed(0, 1)
     await until(lambda: parts.write_behind.failing == "disk_full")
     assert not await parts.write_behind.drain(0.01)
     assert parts.ownership.evict(1, [parts.slab]) == 1
@@ -150,8 +162,8 @@ async def test_a_refusing_disk_is_asked_again_and_meanwhile_pages_may_be_lost(
     assert parts.ownership.missing([key_of(0), key_of(1)]) == b"\x01\x00"
 
 
-async def test_while_the_disk_works_only_durable_pages_are_evicted(parts: Parts) -> None:
-    parts.write(0, 1, 2)
+async def test_while_the_disk_works_no_claimed_page_is_lost(parts: Parts) -> None:
+    await parts.write_claimed(0, 1, 2)
     await until(lambda: parts.appended)
     assert parts.ownership.evict(3, [parts.slab]) == 0
     parts.gate.set()
@@ -163,7 +175,7 @@ async def test_while_the_disk_works_only_durable_pages_are_evicted(parts: Parts)
 async def test_other_bytes_of_a_durable_page_are_no_copy_of_it(parts: Parts) -> None:
     """A slab left by a crash holds a page that another engine had made durable before."""
     parts.gate.set()
-    parts.write(0)
+    await parts.write_claimed(0)
     assert await parts.write_behind.drain(5)
     parts.ownership.evict(1, [parts.slab])
     again = record_of(0, time.time_ns()).view
@@ -172,3 +184,90 @@ async def test_other_bytes_of_a_durable_page_are_no_copy_of_it(parts: Parts) -> 
     assert parts.dram.get(key_of(0)) is None
     assert parts.ownership.counters["stored_duplicate_pages"] == 1
     assert parts.ownership.find([key_of(0)]) == 1
+
+
+async def test_a_page_that_nothing_claims_is_only_cache(parts: Parts) -> None:
+    parts.gate.set()
+    await parts.claim(2, seconds=-1)  # has run out
+    parts.write(0, 1, 2)
+    assert await parts.write_behind.drain(5)
+    assert parts.appended == []
+    assert parts.write_behind.counters["unclaimed_pages"] == 3
+    assert parts.ownership.find([key_of(n) for n in range(3)]) == 3
+    parts.dram.hold(parts.dram.get(key_of(0)))  # type: ignore[arg-type]
+    assert parts.ownership.evict(3, [parts.slab]) == 2
+    assert parts.ownership.counters["evicted_unclaimed_pages"] == 2
+    assert parts.ownership.counters["evicted_undurable_pages"] == 0
+
+
+async def test_a_page_becomes_durable_when_a_claim_names_it(parts: Parts) -> None:
+    parts.gate.set()
+    parts.write(0, 1, 2)
+    assert await parts.write_behind.drain(5)
+    waiting = asyncio.create_task(parts.ownership.wait_durable([key_of(1)], 5))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    began = time.monotonic()
+    await parts.claim(1, 5)
+    assert await waiting == []
+    assert parts.write_behind.last_lag_ms <= (time.monotonic() - began) * 1000 + 1
+    parts.write(5)
+    assert await parts.write_behind.drain(5)
+    assert parts.appended == [[key_of(1)], [key_of(5)]]
+    await parts.claim(1, 5)  # renewed: nothing is written twice
+    assert await parts.write_behind.drain(5)
+    assert parts.appended == [[key_of(1)], [key_of(5)]]
+
+
+async def test_what_is_left_of_a_claimed_page_is_protected_until_it_is_written(
+    parts: Parts,
+) -> None:
+    """Among more pages than a batch takes; the unclaimed ones make room."""
+    parts.write(0, 1)
+    assert await parts.write_behind.drain(5)
+    await parts.write_claimed(2, 3, 4, 5)
+    await until(lambda: parts.appended)
+    assert parts.ownership.evict(6, [parts.slab]) == 2
+    assert parts.ownership.missing([key_of(n) for n in range(6)]) == b"\x01\x01\0\0\0\0"
+    parts.gate.set()
+    assert await parts.ownership.wait_durable([key_of(n) for n in range(2, 6)], 5) == []
+
+
+async def test_a_claim_that_comes_while_claims_are_looked_up_counts(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts.gate.set()
+    lookup, looked_up = parts.disk.claimed, asyncio.Event()
+    asked: list[int] = []
+
+    async def slow(keys: Sequence[PageKey]) -> set[PageKey]:
+        found = await lookup(keys)
+        asked.append(len(found))
+        await looked_up.wait()
+        return found
+
+    monkeypatch.setattr(parts.disk, "claimed", slow)
+    parts.write(0)
+    await until(lambda: asked)
+    await parts.claim(0)
+    looked_up.set()
+    assert await parts.ownership.wait_durable([key_of(0)], 5) == []
+    assert asked == [0, 1]
+
+
+async def test_an_index_that_fails_leaves_the_page_waiting(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts.gate.set()
+    lookup = parts.disk._index.claimed
+    failures = [lmdb.Error("broken")]
+
+    def failing(keys: Sequence[PageKey], now_us: int) -> set[PageKey]:
+        if failures:
+            raise failures.pop()
+        return lookup(keys, now_us)
+
+    monkeypatch.setattr(parts.disk._index, "claimed", failing)
+    await parts.write_claimed(0)
+    await until(lambda: parts.write_behind.failing == "index_failed")
+    assert await parts.ownership.wait_durable([key_of(0)], 5) == []
