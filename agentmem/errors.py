@@ -8,6 +8,7 @@ AgentmemError
 ├── NotFound                no such thing, or not this tenant's
 ├── SessionBusy             another turn holds the session's lease
 ├── TurnConflict            `expected_turn` does not fit the log
+├── IdempotencyConflict     an Idempotency-Key came again with another body
 ├── LeaseLost               a lease was fenced off by a newer generation
 ├── WorkerUnavailable       no worker is ready
 │   └── EngineFailed        the worker died or answered with an error mid-turn
@@ -36,11 +37,20 @@ class AgentmemError(Exception):
 
 
 class InvalidRequest(AgentmemError):
-    """The request cannot be carried out as sent; `param` names the field at fault."""
+    """The request cannot be carried out as sent; `param` names the field at fault, `code` the
+    reason where there is a more exact one than that the value is invalid."""
 
-    def __init__(self, message: str, *, param: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        hint: str | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.param = param
+        self.code = code
 
 
 class ContextOverflow(InvalidRequest):
@@ -93,6 +103,16 @@ class TurnConflict(AgentmemError):
     def __init__(self, message: str, *, turns: int) -> None:
         super().__init__(message)
         self.turns = turns
+
+
+class IdempotencyConflict(AgentmemError):
+    """An Idempotency-Key was used before, with another body."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was used with another body.",
+            hint="Use a new key for a new request, and the same body to repeat one.",
+        )
 
 
 class LeaseLost(AgentmemError):

@@ -14,6 +14,7 @@ from agentmem.api.keys import key_prefix
 from agentmem.catalog import Catalog
 from agentmem.core import TenantId
 from agentmem.errors import AgentmemError, AuthenticationFailed
+from agentmem.sessions.requests import Caller
 from agentmem.sessions.secrets import Secrets
 from agentmem.telemetry import bind_log_fields
 
@@ -24,14 +25,14 @@ _PROTECTED = "/v1/"
 
 
 class Authenticator:
-    """Finds the tenant of an API key; remembers good keys for a moment."""
+    """Finds the caller behind an API key; remembers good keys for a moment."""
 
     def __init__(self, catalog: Catalog, secrets: Secrets) -> None:
         self._catalog = catalog
         self._secrets = secrets
-        self._known: dict[bytes, tuple[TenantId, float]] = {}
+        self._known: dict[bytes, tuple[Caller, float]] = {}
 
-    async def tenant(self, authorization: str | None) -> TenantId:
+    async def caller(self, authorization: str | None) -> Caller:
         """Raises AuthenticationFailed, in the same words whatever is wrong with the key."""
         scheme, _, api_key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not api_key:
@@ -55,12 +56,13 @@ class Authenticator:
             raise AuthenticationFailed("The API key is not valid.")
         if len(self._known) >= _CACHED_MAX:
             self._known.clear()
-        self._known[digest] = (found.tenant_id, time.monotonic() + _CACHE_SECONDS)
-        return found.tenant_id
+        caller = Caller(found.tenant_id, found.id)
+        self._known[digest] = (caller, time.monotonic() + _CACHE_SECONDS)
+        return caller
 
 
 class AuthenticationMiddleware:
-    """Answers 401 for everything below /v1/ that has no good key; else notes the tenant."""
+    """Answers 401 for everything below /v1/ that has no good key; else notes the caller."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
@@ -71,16 +73,21 @@ class AuthenticationMiddleware:
         if scope["type"] == "http" and scope["path"].startswith(_PROTECTED):
             try:
                 authorization = Headers(scope=scope).get("authorization")
-                tenant_id = await self._authenticator.tenant(authorization)
+                caller = await self._authenticator.caller(authorization)
             except AgentmemError as error:
                 await error_response(error)(scope, receive, send)
                 return
-            scope.setdefault("state", {})["tenant_id"] = tenant_id
-            bind_log_fields(tenant_id=tenant_id)
+            scope.setdefault("state", {})["caller"] = caller
+            bind_log_fields(tenant_id=caller.tenant_id)
         await self._app(scope, receive, send)
 
 
+def current_caller(request: Request) -> Caller:
+    """Dependency: who is asking, as the middleware found out."""
+    caller: Caller = request.state.caller
+    return caller
+
+
 def current_tenant(request: Request) -> TenantId:
-    """Dependency: the tenant that the middleware found."""
-    tenant_id: TenantId = request.state.tenant_id
-    return tenant_id
+    """Dependency: the tenant that is asking."""
+    return current_caller(request).tenant_id

@@ -18,6 +18,7 @@ from agentmem.errors import (
     CatalogUnavailable,
     ContextOverflow,
     EngineFailed,
+    IdempotencyConflict,
     InvalidRequest,
     LeaseLost,
     ModelNotFound,
@@ -31,41 +32,56 @@ from agentmem.errors import (
 from agentmem.telemetry import get_logger
 
 _log = get_logger("agentmem.api")
+# The type of a validation error, and the code of the answer: understood, and not done here.
+UNSUPPORTED = "unsupported_parameter"
+_PARAM_CHARACTERS_MAX = 200
 INTERNAL_MESSAGE = "Something went wrong on our side; the request id finds it in the logs."
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How one class of errors is shown. `retry_after` in seconds; `retry` is what SDKs obey."""
+    """How one class of errors is shown. `retry_after` in seconds; `retry` is what SDKs obey:
+    whether the same request may do better."""
 
     status: int
     type: str
     code: str
     retry_after: float | None = None
-    retry: bool | None = None
+    retry: bool = False
 
 
+_INVALID, _CONFLICT, _UNAVAILABLE = (
+    "invalid_request_error",
+    "conflict_error",
+    "service_unavailable_error",
+)
 # The first class that fits, so subclasses come before their bases.
 _KINDS: tuple[tuple[type[AgentmemError], _Kind], ...] = (
-    (ContextOverflow, _Kind(400, "invalid_request_error", "context_length_exceeded")),
-    (ModelNotFound, _Kind(400, "invalid_request_error", "model_not_found")),
-    (InvalidRequest, _Kind(400, "invalid_request_error", "invalid_value")),
+    (ContextOverflow, _Kind(400, _INVALID, "context_length_exceeded")),
+    (ModelNotFound, _Kind(404, _INVALID, "model_not_found")),
+    (InvalidRequest, _Kind(400, _INVALID, "invalid_value")),
     (AuthenticationFailed, _Kind(401, "authentication_error", "invalid_api_key")),
     (NotFound, _Kind(404, "not_found_error", "not_found")),
-    (SessionBusy, _Kind(409, "conflict_error", "session_busy", 1.0, True)),
-    (LeaseLost, _Kind(409, "conflict_error", "lease_lost", 1.0, True)),
-    (TurnConflict, _Kind(409, "conflict_error", "turn_conflict", None, False)),
-    (NotDurable, _Kind(503, "service_unavailable_error", "not_durable", 1.0)),
-    (EngineFailed, _Kind(503, "service_unavailable_error", "engine_failed", 5.0)),
-    (WorkerUnavailable, _Kind(503, "service_unavailable_error", "no_worker_ready", 5.0)),
-    (NodeUnavailable, _Kind(503, "service_unavailable_error", "node_unavailable", 2.0)),
-    (CatalogUnavailable, _Kind(503, "service_unavailable_error", "catalog_unavailable", 2.0)),
+    (SessionBusy, _Kind(409, _CONFLICT, "session_busy", 1.0, True)),
+    (LeaseLost, _Kind(409, _CONFLICT, "lease_lost", 1.0, True)),
+    (TurnConflict, _Kind(409, _CONFLICT, "turn_conflict")),
+    (IdempotencyConflict, _Kind(409, _CONFLICT, "idempotency_conflict")),
+    (NotDurable, _Kind(503, _UNAVAILABLE, "not_durable", 1.0, True)),
+    (EngineFailed, _Kind(503, _UNAVAILABLE, "engine_failed", 5.0, True)),
+    (WorkerUnavailable, _Kind(503, _UNAVAILABLE, "no_worker_ready", 5.0, True)),
+    (NodeUnavailable, _Kind(503, _UNAVAILABLE, "node_unavailable", 2.0, True)),
+    (CatalogUnavailable, _Kind(503, _UNAVAILABLE, "catalog_unavailable", 2.0, True)),
 )
-_INTERNAL = _Kind(500, "server_error", "internal_error")
+_INTERNAL = _Kind(500, "server_error", "internal_error", None, True)
+# A response named in the body of a request, as OpenAI's API answers to it.
+_PREVIOUS_RESPONSE = _Kind(400, _INVALID, "previous_response_not_found")
+_PREVIOUS_RESPONSE_KIND = "previous_response"
 _HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed", 408: "request_timeout"}
 
 
 def _kind(error: AgentmemError) -> _Kind:
+    if isinstance(error, NotFound) and error.kind == _PREVIOUS_RESPONSE_KIND:
+        return _PREVIOUS_RESPONSE
     return next((kind for cls, kind in _KINDS if isinstance(error, cls)), _INTERNAL)
 
 
@@ -85,21 +101,27 @@ def describe_error(error: AgentmemError) -> dict[str, Any]:
         return error_body(INTERNAL_MESSAGE, kind.type, code=kind.code)
     message = f"{error.message} {error.hint}" if error.hint else error.message
     param = getattr(error, "param", None)
-    code = f"{error.kind}_not_found" if isinstance(error, NotFound) else kind.code
+    code = kind.code
+    if isinstance(error, NotFound):
+        code = f"{error.kind}_not_found"
+        if error.kind == _PREVIOUS_RESPONSE_KIND:
+            message = f"No response with id {error.object_id!r} to go on after."
+            param = "previous_response_id"
+    elif isinstance(error, InvalidRequest) and error.code is not None:
+        code = error.code
     return error_body(message, kind.type, param=param, code=code)
 
 
 def error_response(error: AgentmemError) -> JSONResponse:
-    """The reply for an error."""
+    """The reply for an error. `x-should-retry` says whether the same request may do better."""
     kind = _kind(error)
     if kind is _INTERNAL:
         _log.error("internal error", error=f"{type(error).__name__}: {error.message}")
-    headers = {}
+    headers = {"X-Should-Retry": str(kind.retry).lower()}
     retry_after = getattr(error, "retry_after_seconds", kind.retry_after)
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
-    if kind.retry is not None:
-        headers["X-Should-Retry"] = str(kind.retry).lower()
+        headers["Retry-After-Ms"] = str(max(1, round(retry_after * 1_000)))
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(describe_error(error), kind.status, headers)
@@ -108,21 +130,21 @@ def error_response(error: AgentmemError) -> JSONResponse:
 def internal_response() -> JSONResponse:
     """The reply to what nobody foresaw; the log has the traceback."""
     body = error_body(INTERNAL_MESSAGE, _INTERNAL.type, code=_INTERNAL.code)
-    return JSONResponse(body, _INTERNAL.status)
+    return JSONResponse(body, _INTERNAL.status, {"X-Should-Retry": "true"})
 
 
 def too_large_response(limit: int) -> JSONResponse:
     """413: the body is over `limit` bytes."""
     message = f"The request body is larger than {limit} bytes."
     body = error_body(message, "invalid_request_error", code="request_too_large")
-    return JSONResponse(body, 413, {"Connection": "close"})
+    return JSONResponse(body, 413, {"Connection": "close", "X-Should-Retry": "false"})
 
 
 def slow_body_response(seconds: float) -> JSONResponse:
     """408: the body did not arrive in time."""
     message = f"The request body did not arrive within {seconds:g} seconds."
     body = error_body(message, "invalid_request_error", code=_HTTP_CODES[408])
-    return JSONResponse(body, 408, {"Connection": "close"})
+    return JSONResponse(body, 408, {"Connection": "close", "X-Should-Retry": "true"})
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -149,7 +171,8 @@ async def _on_http(_request: Request, error: Exception) -> JSONResponse:
         }.get(status, str(error.detail))
         code = _HTTP_CODES.get(status, "http_error")
     kind = "not_found_error" if status == 404 else "invalid_request_error"
-    return JSONResponse(error_body(message, kind, code=code), status, error.headers)
+    headers = {**(error.headers or {}), "X-Should-Retry": "false"}
+    return JSONResponse(error_body(message, kind, code=code), status, headers)
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
@@ -161,6 +184,9 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
         message = f"The request body is not valid JSON: {reason} at character {location[-1]}."
         return _invalid(message, None, "invalid_json")
     param = _path(location[1:])
+    if first["type"] == UNSUPPORTED:
+        named = first.get("ctx", {}).get("param", param)
+        return _invalid(str(first["msg"]), named[:_PARAM_CHARACTERS_MAX], UNSUPPORTED)
     if not param:
         if "json" not in request.headers.get("content-type", ""):
             return _invalid("Send the body as application/json.", None, "invalid_content_type")
@@ -174,7 +200,8 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 def _invalid(message: str, param: str | None, code: str) -> JSONResponse:
-    return JSONResponse(error_body(message, "invalid_request_error", param=param, code=code), 400)
+    body = error_body(message, "invalid_request_error", param=param, code=code)
+    return JSONResponse(body, 400, {"X-Should-Retry": "false"})
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -182,4 +209,4 @@ def _path(location: Sequence[int | str]) -> str:
     path = ""
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path[:200]
+    return path[:_PARAM_CHARACTERS_MAX]

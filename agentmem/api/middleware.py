@@ -21,7 +21,8 @@ _DISCARD_SECONDS = 5.0
 
 
 class EdgeMiddleware:
-    """Gives every reply an `x-request-id`, and an unforeseen error a reply."""
+    """Gives every reply an `x-request-id` and the time that it took to begin (of a stream) or to
+    be whole, and an unforeseen error a reply."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -42,7 +43,10 @@ class EdgeMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                milliseconds = (time.perf_counter() - begun) * 1_000
+                headers["openai-processing-ms"] = str(max(1, round(milliseconds)))
             await send(message)
 
         try:
@@ -87,6 +91,8 @@ class BodyMiddleware:
             return
         except _Disconnected:
             return
+        # As it came: what tells a repeat of the request from another one (see `retries`).
+        scope.setdefault("state", {})["body"] = body
         await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, source: _Body) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -12,6 +13,7 @@ _INT32_MAX = 2**31 - 1
 _INT64_MAX = 2**63 - 1
 _RETENTION_SECONDS_MAX = 10 * 365 * 86_400
 _METADATA_ENTRIES_MAX = 16
+_JSON_DEPTH_MAX = 64
 
 
 def _storable(text: str) -> str:
@@ -25,11 +27,35 @@ def _storable(text: str) -> str:
     return text
 
 
+def _storable_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Every text in it storable, every number finite, and no deeper than templates can follow."""
+    level: list[Any] = [value]
+    for _ in range(_JSON_DEPTH_MAX):
+        if not level:
+            return value
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below.extend(one)
+                below.extend(one.values())
+            elif isinstance(one, list):
+                below.extend(one)
+            elif isinstance(one, str):
+                _storable(one)
+            elif isinstance(one, float) and not math.isfinite(one):
+                raise ValueError("a number in it is not finite")
+            elif isinstance(one, int) and not -_INT64_MAX - 1 <= one <= _INT64_MAX:
+                raise ValueError("a number in it does not fit in 64 bits")
+        level = below
+    raise ValueError(f"it is nested deeper than {_JSON_DEPTH_MAX} levels")
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
 Text = Annotated[str, AfterValidator(_storable)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(_storable_json)]
 MetadataKey = Annotated[str, AfterValidator(_storable), Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, AfterValidator(_storable), Field(max_length=512)]
 Metadata = Annotated[

@@ -1,0 +1,1 @@
+"""Chat Completions: bodies, objects, streams and routes."""
