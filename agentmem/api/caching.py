@@ -3,7 +3,7 @@
 | said | class |
 |---|---|
 | `retention` (agentmem's own) | the class of that name |
-| `prompt_cache_options.ttl`, or the longest `ttl` of a breakpoint: `30m`, `12h` | ephemeral, standard |
+| `prompt_cache_options.ttl`, or a breakpoint's: the longest of `30m`, `12h` | ephemeral, standard |
 | `prompt_cache_retention`: `in_memory`, `24h` | ephemeral, persistent |
 
 The first line that applies holds. Pages are found by what they hold and all of them are kept, so
@@ -13,10 +13,10 @@ that breakpoints and keys need not say where a prefix ends or where it lies.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from pydantic import ConfigDict
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from agentmem.sessions.retention import RetentionName
 

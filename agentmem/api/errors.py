@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ _log = get_logger("agentmem.api")
 # The type of a validation error, and the code of the answer: understood, and not done here.
 UNSUPPORTED = "unsupported_parameter"
 _PARAM_CHARACTERS_MAX = 200
+_TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
 INTERNAL_MESSAGE = "Something went wrong on our side; the request id finds it in the logs."
 
 
@@ -177,31 +178,61 @@ async def _on_http(_request: Request, error: Exception) -> JSONResponse:
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError), "registered for this class"
-    first = error.errors()[0]
-    location = tuple(first["loc"])
+    found = [(one, _location(one, error.body)) for one in error.errors()]
+    # Where a field takes several shapes, the one that was meant is the one that fits furthest.
+    first, location = max(found, key=lambda one: (one[0]["type"] == UNSUPPORTED, len(one[1])))
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
-        message = f"The request body is not valid JSON: {reason} at character {location[-1]}."
+        message = f"The request body is not valid JSON: {reason} at character {first['loc'][-1]}."
         return _invalid(message, None, "invalid_json")
-    param = _path(location[1:])
-    if first["type"] == UNSUPPORTED:
-        named = first.get("ctx", {}).get("param", param)
-        return _invalid(str(first["msg"]), named[:_PARAM_CHARACTERS_MAX], UNSUPPORTED)
+    return _invalid(*_explained(first, _path(location), request.headers.get("content-type", "")))
+
+
+def _explained(
+    error: Mapping[str, Any], param: str, content_type: str
+) -> tuple[str, str | None, str]:
+    """Message, param and code of the first error of a body or a query."""
+    if error["type"] == UNSUPPORTED:
+        named: str = error.get("ctx", {}).get("param", param)
+        return str(error["msg"]), named[:_PARAM_CHARACTERS_MAX], UNSUPPORTED
     if not param:
-        if "json" not in request.headers.get("content-type", ""):
-            return _invalid("Send the body as application/json.", None, "invalid_content_type")
-        return _invalid("The request body must be a JSON object.", None, "invalid_type")
-    if first["type"] == "extra_forbidden":
-        return _invalid(f"Unknown field {param!r}.", param, "unknown_parameter")
-    if first["type"] == "missing":
-        return _invalid(f"Missing field {param!r}.", param, "missing_required_parameter")
-    reason = str(first["msg"]).removeprefix("Value error, ")
-    return _invalid(f"Invalid {param!r}: {reason}.", param, "invalid_value")
+        if "json" not in content_type:
+            return "Send the body as application/json.", None, "invalid_content_type"
+        return "The request body must be a JSON object.", None, "invalid_type"
+    if error["type"] == "extra_forbidden":
+        return f"Unknown field {param!r}.", param, "unknown_parameter"
+    if error["type"] == "missing":
+        return f"Missing field {param!r}.", param, "missing_required_parameter"
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] in _TAG_ERRORS:
+        reason = f"it takes one of {error.get('ctx', {}).get('expected_tags', 'several kinds')}"
+    return f"Invalid {param!r}: {reason}.", param, "invalid_value"
 
 
 def _invalid(message: str, param: str | None, code: str) -> JSONResponse:
     body = error_body(message, "invalid_request_error", param=param, code=code)
     return JSONResponse(body, 400, {"X-Should-Retry": "false"})
+
+
+def _location(error: Mapping[str, Any], body: Any) -> list[int | str]:
+    """Where in the body (or query) an error is, without the names of shapes that were tried."""
+    path: list[int | str] = []
+    rest = list(error["loc"][1:])
+    if error["loc"][0] != "body":
+        return rest
+    value = body
+    for part in rest:
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            continue
+        path.append(part)
+    if error["type"] == "missing":
+        path.append(rest[-1])
+    elif error["type"] in _TAG_ERRORS:
+        discriminator = error.get("ctx", {}).get("discriminator", "")
+        path.append(discriminator.strip("'") or "type")
+    return path
 
 
 def _path(location: Sequence[int | str]) -> str:

@@ -1,89 +1,53 @@
-"""Bodies of requests, as strict as the OpenAPI document says: unknown fields are refused."""
+"""Bodies of the sessions and contexts API: unknown fields are refused."""
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from agentmem.api.chat.messages import ChatMessages, conversation
+from agentmem.api.chat.tools import Choice, ResponseFormat, Tools, response_schema, toolbox
+from agentmem.api.fields import (
+    INT32_MAX,
+    Body,
+    LogitBias,
+    Metadata,
+    ModelName,
+    Penalty,
+    Retention,
+    Seed,
+    StopString,
+    Temperature,
+    Text,
+    TokenCount,
+    TopK,
+    TopP,
+    as_list,
+    bias_by_token,
+)
+from agentmem.errors import InvalidRequest
+from agentmem.sessions.messages import Framing
 from agentmem.sessions.requests import TurnRequest
+from agentmem.sessions.retention import RetentionName
 
-_INT32_MAX = 2**31 - 1
-_INT64_MAX = 2**63 - 1
-_RETENTION_SECONDS_MAX = 10 * 365 * 86_400
-_METADATA_ENTRIES_MAX = 16
-_JSON_DEPTH_MAX = 64
+Instructions = Annotated[Text, Field(min_length=1)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-def _storable(text: str) -> str:
-    # PostgreSQL's text cannot hold NUL; half a character is in no encoding at all.
-    if "\x00" in text:
-        raise ValueError("the character NUL (U+0000) is not allowed")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"half a surrogate pair at character {error.start}") from error
-    return text
-
-
-def _storable_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Every text in it storable, every number finite, and no deeper than templates can follow."""
-    level: list[Any] = [value]
-    for _ in range(_JSON_DEPTH_MAX):
-        if not level:
-            return value
-        below: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                below.extend(one)
-                below.extend(one.values())
-            elif isinstance(one, list):
-                below.extend(one)
-            elif isinstance(one, str):
-                _storable(one)
-            elif isinstance(one, float) and not math.isfinite(one):
-                raise ValueError("a number in it is not finite")
-            elif isinstance(one, int) and not -_INT64_MAX - 1 <= one <= _INT64_MAX:
-                raise ValueError("a number in it does not fit in 64 bits")
-        level = below
-    raise ValueError(f"it is nested deeper than {_JSON_DEPTH_MAX} levels")
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Text = Annotated[str, AfterValidator(_storable)]
-JsonObject = Annotated[dict[str, Any], AfterValidator(_storable_json)]
-MetadataKey = Annotated[str, AfterValidator(_storable), Field(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, AfterValidator(_storable), Field(max_length=512)]
-Metadata = Annotated[
-    dict[MetadataKey, MetadataValue],
-    Field(max_length=_METADATA_ENTRIES_MAX, description="Up to 16 pairs of your own."),
-]
-StopString = Annotated[str, AfterValidator(_storable), Field(min_length=1, max_length=256)]
-Retention = Annotated[int, Field(ge=0, le=_RETENTION_SECONDS_MAX)]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-class MessageBody(_Body):
-    """One message."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: Text
-
-
-class SessionCreateBody(_Body):
+class SessionCreateBody(Body):
     """A new session."""
 
-    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = Field(
+    model: ModelName | None = Field(
         None, description="Name of a served model; may be left out where there is only one."
     )
     metadata: Metadata = Field(default_factory=dict)
+    retention: RetentionName | None = Field(
+        None, description="Sets both terms; not together with one of them."
+    )
+    context: Annotated[Text, Field(max_length=80)] | None = Field(
+        None, description="Id of a context to begin with; its model is the session's."
+    )
     kv_retention_seconds: Retention | None = Field(
         None, description="How long its pages are promised to come back without recomputing."
     )
@@ -93,11 +57,19 @@ class SessionCreateBody(_Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"metadata": {"agent": "scout"}}]})
 
+    def check(self) -> None:
+        """Raises InvalidRequest where fields contradict each other."""
+        terms = (self.kv_retention_seconds, self.log_retention_seconds)
+        if self.retention is not None and terms != (None, None):
+            raise InvalidRequest(
+                "retention stands for both terms; send it alone, or the terms.", param="retention"
+            )
 
-class SessionForkBody(_Body):
+
+class SessionForkBody(Body):
     """A fork of a session."""
 
-    turn: Annotated[int, Field(ge=0, le=_INT32_MAX)] | None = Field(
+    turn: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = Field(
         None, description="Number of the last turn that both share; the newest one by default."
     )
     metadata: Metadata | None = Field(None, description="The parent's when left out.")
@@ -105,28 +77,42 @@ class SessionForkBody(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"turn": 2}]})
 
 
-class TurnCreateBody(_Body):
+class TurnCreateBody(Body):
     """New messages, and how to sample the reply."""
 
-    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=10_000)]
+    messages: ChatMessages
+    instructions: Instructions | None = Field(
+        None, description="A system message before all others, for this turn only."
+    )
+    tools: Tools | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Effort | None = None
     stream: bool = Field(False, description="Answer with server-sent events.")
-    max_tokens: Annotated[int, Field(ge=1, le=_INT32_MAX)] | None = Field(
+    max_tokens: TokenCount | None = Field(
         None, description="Longest reply; by default what is set here, cut to the window."
     )
-    temperature: Annotated[float, Field(ge=0, le=2)] = Field(
+    temperature: Temperature = Field(
         1.0, description="0 is greedy. 1 by default, as in OpenAI's API."
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=1, le=_INT32_MAX)] | None = None
-    seed: Annotated[int, Field(ge=-_INT64_MAX - 1, le=_INT64_MAX)] | None = None
+    top_p: TopP = 1.0
+    top_k: TopK | None = None
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: LogitBias | None = None
+    seed: Seed | None = None
     stop: Annotated[
         list[StopString],
-        BeforeValidator(_as_list, json_schema_input_type=str | list[StopString]),
+        BeforeValidator(as_list, json_schema_input_type=str | list[StopString]),
         Field(max_length=16, description="The reply ends before the first of these."),
     ] = Field(default_factory=list)
     logprobs: bool = Field(False, description="Return the log-probability of each sampled token.")
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = Field(
+        0, description="So many alternatives of each sampled token, too; with logprobs."
+    )
     ignore_eos: bool = Field(False, description="Go on to max_tokens whatever is sampled.")
-    expected_turn: Annotated[int, Field(ge=1, le=_INT32_MAX)] | None = Field(
+    expected_turn: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = Field(
         None,
         description="The number that this turn should get. Makes repeating safe: a turn that is "
         "in the log already is returned, not run again.",
@@ -146,16 +132,74 @@ class TurnCreateBody(_Body):
     )
 
     def request(self) -> TurnRequest:
-        """For the sessions service."""
+        """For the sessions service. Raises InvalidRequest where fields contradict each other."""
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
+        tools = toolbox(self.tools, self.tool_choice)
         return TurnRequest(
-            messages=tuple({"role": m.role, "content": m.content} for m in self.messages),
+            messages=conversation(self.messages),
+            framing=Framing(self.instructions, tools.tools, self.reasoning_effort),
             max_tokens=self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=-1 if self.top_k is None else self.top_k,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            logit_bias=bias_by_token(self.logit_bias),
             seed=self.seed,
             stop=tuple(self.stop),
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
+            top_logprobs=self.top_logprobs,
+            tool_choice=tools.choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            response_schema=response_schema(self.response_format),
             expected_turn=self.expected_turn,
         )
+
+
+class DocumentBody(Body):
+    """A text to read."""
+
+    title: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
+    text: Annotated[Text, Field(min_length=1)]
+
+
+class ContextCreateBody(Body):
+    """A beginning that many sessions share."""
+
+    model: ModelName | None = Field(
+        None, description="Name of a served model; may be left out where there is only one."
+    )
+    name: Annotated[Text, Field(max_length=200)] = ""
+    messages: Annotated[ChatMessages, Field(max_length=10_000)] | None = None
+    instructions: Instructions | None = Field(
+        None, description="A system message before all others."
+    )
+    tools: Tools | None = None
+    documents: Annotated[list[DocumentBody], Field(max_length=1_000)] = Field(
+        default_factory=list, description="Texts, each rendered with its title."
+    )
+    retention: RetentionName | None = Field(
+        None, description="How long it is kept; the gateway's terms when left out."
+    )
+    metadata: Metadata = Field(default_factory=dict)
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "manual",
+                    "documents": [{"title": "Manual", "text": "Press the button."}],
+                    "retention": "persistent",
+                }
+            ]
+        }
+    )
+
+    def check(self) -> None:
+        """Raises InvalidRequest for a context of nothing."""
+        if not self.messages and not self.documents and self.instructions is None:
+            raise InvalidRequest(
+                "A context needs messages, documents or instructions.", param="messages"
+            )

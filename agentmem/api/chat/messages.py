@@ -7,15 +7,15 @@ every request; what depends on several fields is checked by `conversation`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from agentmem.api.caching import CacheBreakpoint
 from agentmem.api.errors import UNSUPPORTED
-from agentmem.api.schemas import Text
+from agentmem.api.fields import Text
 from agentmem.errors import InvalidRequest
 from agentmem.sessions.messages import Message
 
@@ -162,7 +162,7 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
 
 def breakpoints(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Explicit cache breakpoints in the messages' parts."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from agentmem.api.errors import UNSUPPORTED
-from agentmem.api.schemas import JsonObject, Text
+from agentmem.api.fields import JsonObject, Text
 from agentmem.engine.output import ToolChoice
 from agentmem.errors import InvalidRequest
 from agentmem.sessions.messages import Tool
@@ -156,7 +156,7 @@ class Toolbox:
     """
 
     tools: tuple[Tool, ...] = ()
-    choice: ToolChoice = ToolChoice()
+    choice: ToolChoice = field(default_factory=ToolChoice)
     legacy: bool = False
 
 
@@ -168,7 +168,9 @@ def toolbox(tools: Sequence[Mapping[str, Any]] | None, choice: Any) -> Toolbox:
     if choice is None or choice in ("none", "auto"):
         return Toolbox(definitions, ToolChoice(choice or "auto"))
     if not definitions:
-        raise InvalidRequest("tool_choice asks for a tool, and there are none.", param="tool_choice")
+        raise InvalidRequest(
+            "tool_choice asks for a tool, and there are none.", param="tool_choice"
+        )
     if choice == "required":
         return Toolbox(definitions, ToolChoice("required"))
     if choice["type"] == "function":
@@ -190,7 +192,7 @@ def legacy_toolbox(functions: Sequence[Mapping[str, Any]] | None, choice: Any) -
     definitions = tuple(_tool(function) for function in functions or ())
     names = [tool["function"]["name"] for tool in definitions]
     _check_unique(names, "functions")
-    if choice is None or isinstance(choice, str):
+    if choice is None or choice in ("none", "auto"):
         return Toolbox(definitions, ToolChoice(choice or "auto"), legacy=True)
     _check_known([choice["name"]], names, "function_call.name")
     return Toolbox(definitions, ToolChoice("named", choice["name"]), legacy=True)
