@@ -38,6 +38,10 @@ async def remake_pages(
 
     Pages before the first absent one are copied first, so that they are loaded instead of
     computed. Ends only when all have arrived: bound it. Raises EngineFailed or NodeUnavailable.
+
+    Nothing here waits for durability. The claim on the scratch pages is what protects them from
+    eviction until they are copied, so that a log larger than the dram tier can be made again; the
+    agent may write some of them meanwhile.
     """
     salt = f"remake-{secrets.token_hex(16)}"
     scratch = page_keys(worker.fingerprint, salt, token_ids, worker.page_tokens)[: len(keys)]

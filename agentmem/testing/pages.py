@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from agentmem.core import Fingerprint, PageHash, PageKey, Tier
@@ -17,8 +19,8 @@ _POLL_SECONDS = 0.005
 class InMemoryPages:
     """Implements `sessions.ports.Pages` and `engine.fake.PageStore`.
 
-    A page offered is in `dram` at once and durable (`disk`) after `durable_delay_seconds`. Tests
-    set `down` to make the agent unreachable, `drop` to make it lose what is offered next.
+    A page offered is in `dram` at once; one that is claimed, before or after, becomes durable
+    (`disk`) after `durable_delay_seconds`. `pages` says when (monotonic clock). Tests set `down` to make the agent unreachable, `drop` to make it lose what is offered next.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class InMemoryPages:
         self.down = False
         self.drop = 0
         self.claims: dict[str, set[PageKey]] = {}
+        self._claimants: Counter[PageKey] = Counter()
         self.unclaimed: list[tuple[str, list[PageKey]]] = []
         self.pages: dict[PageKey, float] = {}
         self._loads: list[tuple[PageKey, Tier]] = []
@@ -44,7 +47,7 @@ class InMemoryPages:
             if self.drop > 0:
                 self.drop -= 1
             else:
-                self.pages.setdefault(key, time.monotonic() + self.durable_delay_seconds)
+                self.pages.setdefault(key, self._due(key))
 
     def load(self, hashes: Sequence[PageHash]) -> int:
         """See `PageStore.load`."""
@@ -63,16 +66,28 @@ class InMemoryPages:
         """See `Pages.claim`; claims here never expire by themselves."""
         self._check()
         assert expires_at > 0, "seconds since the epoch"
-        self.claims.setdefault(claim_id, set()).update(keys)
+        held = self.claims.setdefault(claim_id, set())
+        self._claimants.update(set(keys) - held)
+        held.update(keys)
+        for key in keys:
+            if self.pages.get(key) == math.inf:
+                self.pages[key] = self._due(key)
 
     async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> Freed:
         """See `Pages.unclaim`."""
         self._check()
         self.unclaimed.append((claim_id, list(keys)))
-        self.claims.get(claim_id, set()).difference_update(keys)
+        held = self.claims.get(claim_id, set())
+        for key in held.intersection(keys):
+            held.discard(key)
+            self._claimants[key] -= 1
+        if not held:
+            self.claims.pop(claim_id, None)
         freed = 0
         for key in keys:
-            if key in self.pages and not any(key in held for held in self.claims.values()):
+            if not self._claimants[key]:
+                del self._claimants[key]
+            if key in self.pages and key not in self._claimants:
                 del self.pages[key]
                 freed += 1
         return Freed(freed, freed * self.page_bytes)
@@ -87,7 +102,7 @@ class InMemoryPages:
         self._check()
         if source not in self.pages:
             raise NodeUnavailable("The node agent refused: no such page.")
-        self.pages[target] = time.monotonic() + self.durable_delay_seconds
+        self.pages.setdefault(target, self._due(target))
 
     async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
         """See `Pages.wait_durable`."""
@@ -119,6 +134,10 @@ class InMemoryPages:
 
     async def aclose(self) -> None:
         """See `Pages.aclose`."""
+
+    def _due(self, key: PageKey) -> float:
+        claimed = key in self._claimants
+        return time.monotonic() + self.durable_delay_seconds if claimed else math.inf
 
     def _residency(self, key: PageKey) -> PageResidency:
         if key not in self.pages:

@@ -57,9 +57,17 @@ async def under(request: pytest.FixtureRequest) -> AsyncIterator[Under]:
         yield Under(memory, memory)
 
 
+async def keep(pages: Pages) -> None:
+    """Claims the four pages, so that those which are there become durable."""
+    await pages.claim("keeper", FOUR_KEYS, time.time() + 60)
+
+
 async def test_durability_and_residency(under: Under) -> None:
     pages = under.pages
     await pages.ping()
+    assert await pages.wait_durable(FOUR_KEYS[:3], 0.2) == [0, 1, 2], "nothing claims them"
+    assert [entry.durable for entry in await pages.residency(FOUR_KEYS)] == [False] * 4
+    await keep(pages)
     assert await pages.wait_durable(FOUR_KEYS[:3], 5.0) == []
     begun = time.monotonic()
     assert await pages.wait_durable(FOUR_KEYS, 0.2) == [3]
@@ -73,6 +81,7 @@ async def test_durability_and_residency(under: Under) -> None:
 
 async def test_loads_since(under: Under) -> None:
     pages = under.pages
+    await keep(pages)
     await pages.wait_durable(FOUR_KEYS[:3], 5.0)
     before = await pages.sequence()
     assert await pages.loads(FOUR_KEYS, before) == {}
@@ -85,11 +94,11 @@ async def test_loads_since(under: Under) -> None:
 
 async def test_a_page_stays_while_anybody_claims_it(under: Under) -> None:
     pages = under.pages
-    await pages.wait_durable(FOUR_KEYS[:3], 5.0)
     soon = time.time() + 60
     await pages.claim("one", FOUR_KEYS, soon)
     await pages.claim("one", FOUR_KEYS, soon)
     await pages.claim("two", FOUR_KEYS[:1], soon)
+    await pages.wait_durable(FOUR_KEYS[:3], 5.0)
     assert await pages.unclaim("one", FOUR_KEYS) == Freed(2, 2 * PAGE_BYTES)
     assert [bool(e.tiers) for e in await pages.residency(FOUR_KEYS)] == [True, False, False, False]
     assert await pages.unclaim("nobody", FOUR_KEYS[3:]) == Freed(0, 0)

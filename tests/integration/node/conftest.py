@@ -148,6 +148,12 @@ class Agent:
             eventually(lambda: transfer.counters()["spool_free_slots"] >= slots)
         return transfer
 
+    def keep(self, numbers: Sequence[int], *, seconds: float = 1000.0) -> None:
+        """Claims pages, there already or not, for "session": they become durable."""
+        client = self.client()
+        client.claim("session", keys_of(numbers), time.time() + seconds)
+        client.close()
+
     def end(self) -> None:
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)

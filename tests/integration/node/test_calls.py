@@ -30,6 +30,7 @@ TEN = range(10)
 
 def test_loads_are_attributed_to_the_tier_they_came_from(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep(TEN)
     store(engine, TEN)
     assert client.wait_durable(keys_of(TEN), 5) == []
     client.drop_dram(keys_of(range(4)))
@@ -43,13 +44,14 @@ def test_loads_are_attributed_to_the_tier_they_came_from(agent: Agent) -> None:
 
 def test_a_copied_page_is_a_page_of_its_own(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep([0, 1])
     store(engine, [0])
     source, target = keys_of([0, 1])
     client.copy_page(source, target)
     client.copy_page(source, target)
     assert client.wait_durable([source, target], 5) == []
     assert engine.find(hashes_of([1])) == 1
-    client.unclaim("none", [source])
+    client.unclaim("session", [source])
     target_only = [bytearray(PAGE_BYTES)]
     assert engine.load(hashes_of([1]), [[memoryview(target_only[0])]]) == [True]
     client.drop_dram()
@@ -61,6 +63,7 @@ def test_a_copied_page_is_a_page_of_its_own(agent: Agent) -> None:
 
 def test_missing_and_residency(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep([0, 2])
     store(engine, [0, 2])
     assert client.missing(keys_of(range(3))) == [False, True, False]
     assert client.wait_durable(keys_of([0, 2]), 5) == []
@@ -76,6 +79,7 @@ def test_waiting_for_pages_ends_with_the_last_of_them_and_blocks_no_other_call(
     agent: Agent,
 ) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep(TEN)
     answers: list[list[int]] = []
 
     def wait() -> None:

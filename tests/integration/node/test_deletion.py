@@ -50,6 +50,7 @@ def test_unclaimed_pages_are_gone_from_slabs_and_packs(agent: Agent) -> None:
 
 def test_pages_only_on_disk_leave_nothing_behind_in_shared_memory(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep(TEN)
     store(engine, TEN)
     assert client.wait_durable(keys_of(TEN), 5) == []
     client.drop_dram()
@@ -62,6 +63,7 @@ def test_a_deleted_page_can_be_stored_again(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
     store(engine, TEN)
     client.unclaim("session", keys_of(TEN))
+    agent.keep(TEN)
     assert store(engine, TEN) == [True] * 10
     assert client.wait_durable(keys_of(TEN), 5) == []
     assert loads_right(engine, TEN)
@@ -71,6 +73,7 @@ def test_a_deleted_page_that_is_being_read_is_invisible_at_once_and_gone_after(
     agent: Agent,
 ) -> None:
     engine, client, reader = agent.engine(), agent.client(), agent.client()
+    agent.keep(TEN)
     store(engine, TEN)
     assert client.wait_durable(keys_of(TEN), 5) == []
     client.drop_dram(keys_of(range(5, 10)))
@@ -85,6 +88,7 @@ def test_a_deleted_page_that_is_being_read_is_invisible_at_once_and_gone_after(
 
 def test_read_holds_end_with_their_connection(agent: Agent) -> None:
     engine, client, reader = agent.engine(), agent.client(), agent.client()
+    agent.keep(TEN)
     store(engine, TEN)
     assert client.wait_durable(keys_of(TEN), 5) == []
     reader.locate(keys_of(TEN))

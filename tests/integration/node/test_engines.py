@@ -69,6 +69,7 @@ def test_a_dead_engines_slabs_are_adopted_with_all_its_pages(agent: Agent) -> No
     assert child.stdout is not None
     assert child.stdout.readline() == b"[True, True, True, True, True]\n"
     engine, client = agent.engine(), agent.client()
+    agent.keep(TEN)
     assert engine.find(hashes_of(TEN)) == 5
     child.kill()
     child.communicate()
@@ -88,6 +89,7 @@ def test_a_small_dram_budget_evicts_what_is_durable(tmp_path: Path) -> None:
     agent.start()
     try:
         engine, client = agent.engine(), agent.client()
+        agent.keep(range(200))
         for start in range(0, 200, 10):
             assert store(engine, range(start, start + 10)) == [True] * 10
         assert client.wait_durable(keys_of(range(200)), 5) == []
@@ -100,12 +102,31 @@ def test_a_small_dram_budget_evicts_what_is_durable(tmp_path: Path) -> None:
         agent.end()
 
 
+def test_a_small_dram_budget_holds_the_newest_of_what_nothing_claims(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.env = {"AGENTMEM_DRAM_BYTES": str(3 << 20)}
+    agent.start()
+    try:
+        engine, client = agent.engine(), agent.client()
+        agent.keep(TEN)
+        for start in range(0, 200, 10):
+            assert store(engine, range(start, start + 10)) == [True] * 10
+        assert client.wait_durable(keys_of(TEN), 5) == []
+        stats = client.stats()
+        assert stats["evicted_unclaimed_pages"] >= 136
+        assert (stats["evicted_undurable_pages"], stats["disk_pages"]) == (0, 10)
+        assert loads_right(engine, [*TEN, *range(190, 200)])
+    finally:
+        agent.end()
+
+
 def test_an_engine_that_comes_late_gets_its_share(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.env = {"AGENTMEM_DRAM_BYTES": str(6 << 20)}
     agent.start()
     try:
         one, client = agent.engine("one"), agent.client()
+        agent.keep(range(500))
         for start in range(0, 200, 10):
             assert store(one, range(start, start + 10)) == [True] * 10
         assert client.wait_durable(keys_of(range(200)), 5) == []
@@ -133,6 +154,7 @@ def test_a_budget_below_one_slab_gives_smaller_ones(tmp_path: Path) -> None:
     agent.start()
     try:
         engine, client = agent.engine(slots=1), agent.client()
+        agent.keep(range(20))
         for number in range(20):
             assert store(engine, [number]) == [True]
         assert client.wait_durable(keys_of(range(20)), 5) == []

@@ -34,9 +34,11 @@ from tests.integration.node.conftest import (
 TEN = range(10)
 
 
-def test_stored_pages_become_durable_by_themselves_and_survive_a_kill(agent: Agent) -> None:
+def test_claimed_pages_become_durable_by_themselves_and_survive_a_kill(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep(range(5))
     assert store(engine, TEN) == [True] * 10
+    agent.keep(TEN)  # those that are there already, too
     assert engine.find(hashes_of(range(12))) == 10
     assert loads_right(engine, TEN)
     eventually(lambda: client.wait_durable(keys_of(TEN), 0) == [], 2)
@@ -54,8 +56,33 @@ def test_stored_pages_become_durable_by_themselves_and_survive_a_kill(agent: Age
     assert loads_right(engine, range(12))
 
 
+def test_pages_that_nothing_claims_are_cache_and_lie_in_no_pack(agent: Agent) -> None:
+    engine, client = agent.engine(), agent.client()
+    assert store(engine, TEN) == [True] * 10
+    assert loads_right(engine, TEN)
+    assert client.wait_durable(keys_of(TEN), 0.5) == list(TEN)
+    agent.kill()
+    agent.start()
+    eventually(lambda: engine.find(hashes_of(TEN)) == 10)
+    assert loads_right(engine, TEN)
+    assert client.wait_durable(keys_of(TEN), 0.5) == list(TEN)
+    assert not any(
+        payload_of(n)[:64] in p.read_bytes()
+        for p in agent.packs.glob("*")
+        if p.is_file()
+        for n in TEN
+    )
+    agent.keep(range(3))
+    assert client.wait_durable(keys_of(TEN), 0.5) == list(range(3, 10))
+    assert client.stats()["unclaimed_pages"] == 10
+    agent.stop()  # the queue is empty: it does not wait for what nobody claims
+    agent.start()
+    assert [r.durable for r in client.residency(keys_of(TEN))] == [n < 3 for n in TEN]
+
+
 def test_an_engine_stores_while_the_agent_is_dead(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep(TEN)
     agent.kill()
     assert store(engine, TEN) == [True] * 10
     assert store(engine, TEN) == [True] * 10  # not stored twice
@@ -167,6 +194,7 @@ def test_what_is_durable_needs_no_shared_memory(agent: Agent, seed: int) -> None
     """The host went down with the agent: only packs and index are left."""
     chance = random.Random(seed)
     engine, client = agent.engine(), agent.client()
+    agent.keep(range(4000))
     number = 0
     until = time.monotonic() + chance.uniform(0.05, 0.4)
     while time.monotonic() < until:
@@ -190,6 +218,7 @@ def test_what_is_durable_needs_no_shared_memory(agent: Agent, seed: int) -> None
 
 def test_flipped_bits_in_a_slab_are_a_miss_there_and_the_pack_serves_next(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep(TEN)
     store(engine, TEN)
     assert client.wait_durable(keys_of(TEN), 5) == []
     damage(agent.slabs, 3)
@@ -204,6 +233,7 @@ def test_flipped_bits_in_a_slab_are_a_miss_there_and_the_pack_serves_next(agent:
 
 def test_flipped_bits_in_a_pack_are_a_miss_and_the_page_can_be_stored_again(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep(TEN)
     store(engine, TEN)
     assert client.wait_durable(keys_of(TEN), 5) == []
     client.drop_dram()
@@ -219,6 +249,7 @@ def test_flipped_bits_in_a_pack_are_a_miss_and_the_page_can_be_stored_again(agen
 
 def test_a_page_that_rots_before_it_is_written_never_becomes_durable(agent: Agent) -> None:
     engine, client = agent.engine(), agent.client()
+    agent.keep(TEN)
     agent.kill()
     store(engine, TEN)
     damage(agent.slabs, 5)
@@ -247,6 +278,7 @@ def damage(directory: Path, number: int) -> None:
 
 def test_a_clean_stop_makes_the_queue_durable(agent: Agent) -> None:
     engine = agent.engine()
+    agent.keep(range(30))
     store(engine, range(30))
     agent.stop()
     size = sum(path.stat().st_size for path in agent.packs.glob("pack-*"))
@@ -258,6 +290,7 @@ def test_a_clean_stop_makes_the_queue_durable(agent: Agent) -> None:
 
 def test_a_clean_stop_without_engines_leaves_no_shared_memory(agent: Agent) -> None:
     engine, other = agent.engine(), agent.engine("other")
+    agent.keep(TEN)
     store(engine, TEN)
     engine.close()
     agent.stop()
