@@ -1,74 +1,129 @@
-"""Turns as server-sent events.
+"""Server-sent events over ASGI: one write per event, and nothing else done per event.
 
-turn.created    {id, session_id, number}
-turn.delta      {text, token_ids, logprobs?}     any number of times
-turn.completed  {the whole turn}                 or  error {error: {...}}
+    main       waits for either of the two, sends comments when nothing else is sent
+    feeding    event after event, as they come
+    leaving    the caller's disconnect
+
+A client that leaves, or does not take an event in time, is let go of; what becomes of its turn is
+the listener's business.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import AppStatus
-from starlette.types import Message
+import msgspec
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from agentmem.api.errors import describe_error
-from agentmem.api.objects import turn_object
-from agentmem.sessions.runs import Listener, TurnCompleted, TurnCreated, TurnDelta, TurnEvent
+from agentmem.telemetry import get_logger
 
-KEEP_ALIVE_SECONDS = 15
-# A client that does not read is let go of; its turn goes on or not, as after any disconnect.
-_SEND_SECONDS_MAX = 60
+_log = get_logger("agentmem.api.sse")
+KEEP_ALIVE_SECONDS = 15.0
+SEND_SECONDS_MAX = 60.0
+DONE = b"data: [DONE]\n\n"
+_KEEP_ALIVE = {"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True}
+_HEADERS = {
+    "cache-control": "no-store",
+    # nginx holds streams back otherwise.
+    "x-accel-buffering": "no",
+}
 
-# Streams end by themselves and a shutdown waits for them; the library would cut them off.
-AppStatus.enable_automatic_graceful_drain = False
+encode_json: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 
 
-def stream_turn(listener: Listener, session_id: str, *, logprobs: bool) -> EventSourceResponse:
-    """The response that follows a turn; closes the listener when the caller leaves."""
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One event; JSON has no line breaks in it."""
+    head = b"data: " if name is None else b"event: %b\ndata: " % name.encode()
+    return head + encode_json(data) + b"\n\n"
 
-    async def events() -> AsyncIterator[ServerSentEvent]:
+
+class EventStream(Response):
+    """A response of events, each as the bytes that `event` makes.
+
+    `close` is called once, however it ends, also where the events were never begun.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        close: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+        keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+        send_seconds_max: float = SEND_SECONDS_MAX,
+    ) -> None:
+        self.status_code = 200
+        self.background: BackgroundTask | None = None
+        self._events = events
+        self._close = close
+        self._keep_alive_seconds = keep_alive_seconds
+        self._send_seconds_max = send_seconds_max
+        self._sent = 0.0
+        self._sending = False
+        self.init_headers({**_HEADERS, **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        feeding = asyncio.create_task(self._feed(send))
+        leaving = asyncio.create_task(_disconnect(receive))
         try:
-            async for event in listener:
-                name, data = _event(event, session_id, logprobs=logprobs)
-                yield ServerSentEvent(json.dumps(data, separators=(",", ":")), event=name)
+            await self._watch(feeding, leaving, send)
         finally:
-            listener.close()
+            for task in (feeding, leaving):
+                task.cancel()
+            await asyncio.wait((feeding, leaving))
+            self._close()
+        if not feeding.cancelled():
+            # What went wrong in there is the application's to log.
+            feeding.result()
 
-    async def left(_message: Message) -> None:
-        # Also where the events were never begun, so that nothing else would close it.
-        listener.close()
+    async def _feed(self, send: Send) -> None:
+        now = asyncio.get_running_loop().time
+        self._sent = now()
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        async with contextlib.aclosing(self._events) as events:
+            async for data in events:
+                self._sent, self._sending = now(), True
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                self._sending = False
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    return EventSourceResponse(
-        events(),
-        ping=KEEP_ALIVE_SECONDS,
-        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive"),
-        sep="\n",
-        send_timeout=_SEND_SECONDS_MAX,
-        client_close_handler_callable=left,
-    )
+    async def _watch(
+        self, feeding: asyncio.Task[None], leaving: asyncio.Task[None], send: Send
+    ) -> None:
+        """Returns when everything was sent, the caller left, or does not read."""
+        now = asyncio.get_running_loop().time
+        seconds = min(self._keep_alive_seconds, self._send_seconds_max)
+        while True:
+            done, _ = await asyncio.wait(
+                (feeding, leaving), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return
+            silent = now() - self._sent
+            if self._sending:
+                if silent >= self._send_seconds_max:
+                    _log.warning("a client does not read its stream", seconds=round(silent, 1))
+                    return
+            elif silent >= self._keep_alive_seconds:
+                self._sent = now()
+                try:
+                    async with asyncio.timeout(self._send_seconds_max):
+                        await send(_KEEP_ALIVE)
+                except TimeoutError:
+                    _log.warning("a client does not read its stream")
+                    return
 
 
-def _event(event: TurnEvent, session_id: str, *, logprobs: bool) -> tuple[str, dict[str, Any]]:
-    if isinstance(event, TurnCreated):
-        return "turn.created", {
-            "id": event.turn_id,
-            "object": "turn.created",
-            "session_id": session_id,
-            "number": event.number,
-        }
-    if isinstance(event, TurnDelta):
-        delta: dict[str, Any] = {
-            "object": "turn.delta",
-            "text": event.text,
-            "token_ids": event.token_ids,
-        }
-        if logprobs:
-            delta["logprobs"] = event.logprobs
-        return "turn.delta", delta
-    if isinstance(event, TurnCompleted):
-        return "turn.completed", turn_object(event.turn, session_id)
-    return "error", describe_error(event.error)
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
