@@ -48,6 +48,31 @@ class Sessions:
             raise NotFound("session", session_id)
         return _session(row)
 
+    async def with_head(self, tenant_id: TenantId, turn_id: str) -> Session | None:
+        """The session whose log ends with this turn, the newest if there are several."""
+        table = tables.sessions
+        row = (
+            await self._connection.execute(
+                select(table)
+                .where(table.c.head_turn_id == turn_id, table.c.tenant_id == tenant_id)
+                .order_by(table.c.created_at.desc())
+                .limit(1)
+            )
+        ).first()
+        return None if row is None else _session(row)
+
+    async def of_turn(self, tenant_id: TenantId, turn_id: str) -> Session | None:
+        """The session that made a turn, if it is still there."""
+        table, turns = tables.sessions, tables.turns
+        row = (
+            await self._connection.execute(
+                select(table)
+                .join(turns, turns.c.session_id == table.c.id)
+                .where(turns.c.id == turn_id, table.c.tenant_id == tenant_id)
+            )
+        ).first()
+        return None if row is None else _session(row)
+
     async def list(
         self, tenant_id: TenantId, *, after: str | None, limit: int, descending: bool = True
     ) -> list[Session]:
@@ -95,6 +120,7 @@ class Sessions:
                 else table.c.head_turn_id == session.head_turn_id,
             )
             .values(
+                model=session.model,
                 head_turn_id=turn.id,
                 turns=turn.number,
                 tokens=turn.log_tokens,
@@ -113,6 +139,23 @@ class Sessions:
             )
         )
         return durable if result.rowcount == 1 else None
+
+    async def retract(self, session: Session, end: Turn) -> None:
+        """Moves the end of a log back to an earlier turn of it."""
+        table = tables.sessions
+        page = session.page_tokens or 1
+        durable = min(session.durable_position, end.log_tokens)
+        await self._connection.execute(
+            update(table)
+            .where(table.c.id == session.id, table.c.tenant_id == session.tenant_id)
+            .values(
+                head_turn_id=end.id,
+                turns=end.number,
+                tokens=end.log_tokens,
+                durable_position=durable - durable % page,
+                updated_at=now_us(),
+            )
+        )
 
     async def set_durable(
         self, tenant_id: TenantId, session_id: SessionId, head: TurnId, *, position: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import CTE, Row, delete, func, insert, select
+from sqlalchemy import CTE, ColumnElement, Row, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
@@ -75,6 +75,12 @@ class Turns:
         if row is None:
             raise NotFound("turn", turn_id)
         return _turn(row)
+
+    async def exists(self, tenant_id: TenantId, turn_id: TurnId) -> bool:
+        """Whether a turn is there."""
+        table = tables.turns
+        query = select(table.c.id).where(table.c.id == turn_id, table.c.tenant_id == tenant_id)
+        return (await self._connection.execute(query)).first() is not None
 
     async def find_prefix(
         self, tenant_id: TenantId, hashes: Sequence[bytes]
@@ -171,6 +177,33 @@ class Turns:
             )
         return len(unreachable)
 
+    async def prune_leaf(self, tenant_id: TenantId, turn_id: TurnId) -> None:
+        """Deletes one turn unless another turn or a session builds on it."""
+        table = tables.turns
+        await self._connection.execute(
+            delete(table).where(
+                table.c.id == turn_id, table.c.tenant_id == tenant_id, *_unreached()
+            )
+        )
+
+    async def prune_abandoned(self, tenant_id: TenantId, session_id: SessionId) -> int:
+        """Deletes what a session made and went back behind, where nothing else builds on it.
+
+        Returns how many turns.
+        """
+        table, deleted = tables.turns, 0
+        while True:
+            result = await self._connection.execute(
+                delete(table).where(
+                    table.c.tenant_id == tenant_id,
+                    table.c.session_id == session_id,
+                    *_unreached(),
+                )
+            )
+            if result.rowcount == 0:
+                return deleted
+            deleted += result.rowcount
+
     async def count(self, tenant_id: TenantId) -> int:
         """How many turns a tenant has."""
         query = (
@@ -179,6 +212,15 @@ class Turns:
             .where(tables.turns.c.tenant_id == tenant_id)
         )
         return int((await self._connection.execute(query)).scalar_one())
+
+
+def _unreached() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """No turn follows, and no session ends here."""
+    turn, child, session = tables.turns, tables.turns.alias("child"), tables.sessions
+    return (
+        ~select(child.c.id).where(child.c.parent_turn_id == turn.c.id).exists(),
+        ~select(session.c.id).where(session.c.head_turn_id == turn.c.id).exists(),
+    )
 
 
 def _chain(tenant_id: TenantId, head: TurnId) -> CTE:

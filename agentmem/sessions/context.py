@@ -9,7 +9,8 @@ from pathlib import Path
 
 from agentmem.catalog import Catalog
 from agentmem.catalog.records import Session, Worker
-from agentmem.core import Fingerprint, PageKey, TenantId
+from agentmem.core import Fingerprint, PageKey, TenantId, TurnId
+from agentmem.errors import NotFound
 from agentmem.pages.keys import page_keys
 from agentmem.router.registry import Router
 from agentmem.sessions.chat import Chat
@@ -49,14 +50,18 @@ class Context:
                     self._chats[worker.model_path] = chat
         return chat
 
-    async def log(self, session: Session, chat: Chat, *, now_us: int) -> Log:
-        """The session's log, from memory or from the catalog."""
-        if session.head_turn_id is None:
+    async def log_at(
+        self, tenant_id: TenantId, turn_id: TurnId | None, chat: Chat, *, now_us: int
+    ) -> Log:
+        """The log up to a turn, from memory or from the catalog. Raises NotFound."""
+        if turn_id is None:
             return empty_log(now_us)
-        log = self.logs.get(session.head_turn_id)
+        log = self.logs.get(turn_id)
         if log is None:
             async with self.catalog.reading() as tx:
-                chain = await tx.turns.chain(session.tenant_id, session.head_turn_id)
+                chain = await tx.turns.chain(tenant_id, turn_id)
+            if not chain:
+                raise NotFound("turn", turn_id)
             log = await asyncio.to_thread(read_log, chain, chat)
             self.logs.put(log)
         return log

@@ -99,7 +99,7 @@ class Hibernation:
             keys = self._context.keys(tenant_id, worker.fingerprint, ids, worker.page_tokens)
             watch = LoadWatch(self._context.pages, self._context.metrics)
             await watch.start()
-            cached = await self._send_log(session, worker, ids)
+            cached = await self.send_log(session, worker, ids)
             tiers = await watch.tiers(cached, keys, worker.page_tokens)
             await self._record(session, "active", worker, None)
             self._tracker.watch(
@@ -120,7 +120,7 @@ class Hibernation:
         worker = await self._context.router.choose(session.model, session.worker_id)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.perf_counter())):
-                await self._send_log(session, worker, ids)
+                await self.send_log(session, worker, ids)
         except TimeoutError as error:
             pages = len(ids) // worker.page_tokens
             raise NotDurable(
@@ -212,7 +212,7 @@ class Hibernation:
             _log.warning("pages not made again", session_id=session.id, error=repr(error))
         return True
 
-    async def _send_log(self, session: Session, worker: Worker, ids: array[int]) -> CachedTokens:
+    async def send_log(self, session: Session, worker: Worker, ids: array[int]) -> CachedTokens:
         """Has the engine load or compute the whole log; returns what it found where."""
         request = GenerateRequest(
             request_id=new_id("warm"),

@@ -17,3 +17,5 @@ class Limits:
     log_retention_seconds: int = 2_592_000
     log_cache_bytes: int = 64 << 20
     default_model: str = ""
+    retry_grace_seconds: float = 30.0
+    model_aliases: tuple[str, ...] = ()

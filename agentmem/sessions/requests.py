@@ -27,18 +27,22 @@ class Caller:
 @dataclass(frozen=True, slots=True)
 class InSession:
     """A named session. `whole`: the request's messages are the whole conversation (what the log
-    has already is found in them), else only the new ones. Busy: SessionBusy."""
+    has already is found in them), else only the new ones. Busy: SessionBusy. `model` changes the
+    session's model; None leaves it."""
 
     session_id: str
     whole: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AfterTurn:
     """Goes on after a turn; the messages are the new ones. Forks where that turn is not the end
-    of its session, or somebody else is going on from there: it never waits."""
+    of its session, or somebody else is going on from there: it never waits. `model` may be
+    another one than the turn's; None: the same."""
 
     turn_id: TurnId
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

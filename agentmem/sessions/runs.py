@@ -1,19 +1,20 @@
 """A turn while it runs: a task of its own that any number of listeners follow from the start.
 
 The turn does not hang on the connection that asked for it. When the last listener leaves a turn
-that cannot be retried, it is cancelled; one that can be retried runs on and commits.
+that nobody can find again, it is cancelled; one that can be retried runs on and commits.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from agentmem.catalog.records import Turn
 from agentmem.core import SessionId, TurnId
 from agentmem.engine.base import Alternatives
-from agentmem.engine.output import Piece, TextPiece
+from agentmem.engine.output import Piece, ReasoningPiece, TextPiece, ToolCallPiece
 from agentmem.errors import AgentmemError
 
 
@@ -64,16 +65,21 @@ TurnEvent = TurnCreated | TurnDelta | TurnCompleted | TurnFailed
 
 
 class TurnRun:
-    """Events of one turn, kept until it is over: they are bounded by its max_tokens."""
+    """Events of one turn, kept until it is over: they are bounded by its max_tokens.
+
+    `retryable`: it runs on when nobody listens any more. Otherwise it is ended `grace_seconds`
+    after the last listener has left, unless another one comes (the client trying again).
+    """
 
     def __init__(
-        self, session_id: SessionId, number: int, body_hash: str, *, retryable: bool
+        self, number: int, body_hash: str, *, retryable: bool, grace_seconds: float = 0.0
     ) -> None:
-        self.session_id = session_id
         self.number = number
         self.body_hash = body_hash
         self.retryable = retryable
         self.task: asyncio.Task[None] | None = None
+        self._grace_seconds = grace_seconds
+        self._grace: asyncio.TimerHandle | None = None
         self._events: list[TurnEvent] = []
         self._news = asyncio.Event()
         self._listeners = 0
@@ -96,14 +102,29 @@ class TurnRun:
     def listen(self) -> Listener:
         """A listener that starts with the first event. It must be closed."""
         self._listeners += 1
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
         return Listener(self)
 
     def leave(self) -> None:
-        """One listener is gone; see the module's docstring."""
+        """One listener is gone; see the class."""
         self._listeners -= 1
         assert self._listeners >= 0, "more listeners left than came"
-        if self._listeners == 0 and not self.retryable:
+        if self._listeners or self.retryable or self._settled:
+            return
+        if self._grace_seconds:
+            loop = asyncio.get_running_loop()
+            self._grace = loop.call_later(self._grace_seconds, self.end)
+        else:
             self.end()
+
+    async def failed(self) -> bool:
+        """Whether it failed, or is just being ended: joining it would be of no use."""
+        if self._ended and not self.over:
+            async for _ in self.follow():
+                pass
+        return self.over and isinstance(self._events[-1], TurnFailed)
 
     def begin(self) -> None:
         """Called by the task, first of all. Raises CancelledError when `end` came before it:
@@ -115,6 +136,8 @@ class TurnRun:
     def settle(self) -> None:
         """Called by the task when it is known how the turn ended: `end` has no effect any more."""
         self._settled = True
+        if self._grace is not None:
+            self._grace.cancel()
 
     def end(self) -> None:
         """Cancels the turn unless it is over; its commit, once begun, is finished all the same."""
@@ -164,11 +187,33 @@ class Listener:
             self._run.leave()
 
 
-def finished_run(turn: Turn, session_id: SessionId, text: str) -> TurnRun:
+def finished_run(turn: Turn) -> TurnRun:
     """A turn that is in the log already, as a run that is over: it replays."""
-    run = TurnRun(session_id, turn.number, turn.body_hash, retryable=True)
-    run.publish(TurnCreated(turn.id, turn.number))
-    logprobs = tuple(turn.logprobs or ())
-    run.publish(TurnDelta(text, tuple(turn.output_ids), logprobs))
+    run = TurnRun(turn.number, turn.body_hash, retryable=True)
+    run.publish(
+        TurnCreated(turn.id, turn.number, turn.session_id, turn.created_at, turn.prompt_tokens)
+    )
+    alternatives = tuple(tuple((i, p) for i, p in one) for one in turn.top_logprobs or ())
+    run.publish(
+        TurnDelta(
+            message_pieces(turn.reply or {}),
+            tuple(turn.output_ids),
+            tuple(turn.logprobs or ()),
+            alternatives,
+        )
+    )
     run.publish(TurnCompleted(turn))
     return run
+
+
+def message_pieces(message: Mapping[str, Any]) -> tuple[Piece, ...]:
+    """A whole reply as pieces: thinking, text, calls."""
+    pieces: list[Piece] = []
+    if message.get("reasoning_content"):
+        pieces.append(ReasoningPiece(message["reasoning_content"]))
+    if message.get("content"):
+        pieces.append(TextPiece(message["content"]))
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        function = call["function"]
+        pieces.append(ToolCallPiece(index, function["name"], function["arguments"]))
+    return tuple(pieces)

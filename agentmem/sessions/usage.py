@@ -26,6 +26,8 @@ class Usage:
     that had KV and were computed again all the same: everything from the end of what was cached
     to the end of the old log. Its last sampled token never had KV and does not count; the part
     of a page at the log's end does, so that up to one page is normal.
+    `written_tokens`: prompt tokens that were computed and whose pages are kept from now on.
+    `seconds_saved`: see `savings`; None where no speed has been measured yet.
     """
 
     prompt_tokens: int
@@ -34,6 +36,10 @@ class Usage:
     recomputed_tokens: int
     ttft_seconds: float
     total_seconds: float
+    written_tokens: int = 0
+    reasoning_tokens: int = 0
+    seconds_saved: float | None = None
+    retention: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As it is stored and shown."""
@@ -41,9 +47,13 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "cached_tokens": self.cached.as_dict(),
+            "cache_write_tokens": self.written_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
             "recomputed_tokens": self.recomputed_tokens,
             "ttft_seconds": round(self.ttft_seconds, 6),
             "total_seconds": round(self.total_seconds, 6),
+            "seconds_saved": None if self.seconds_saved is None else round(self.seconds_saved, 6),
+            "retention": self.retention,
         }
 
 
@@ -51,6 +61,13 @@ def recomputed_tokens(*, kept: int, log_tokens: int, cached: int) -> int:
     """See `Usage`. `kept` of the old log's `log_tokens` tokens begin the new prompt."""
     with_kv = min(kept, max(0, log_tokens - 1))
     return max(0, with_kv - cached)
+
+
+def written_tokens(*, prompt_tokens: int, cached: int, page_tokens: int, kept: bool) -> int:
+    """Prompt tokens in full pages that were computed now, if the turn is kept."""
+    if not kept:
+        return 0
+    return max(0, prompt_tokens - prompt_tokens % page_tokens - cached)
 
 
 def split_tiers(cached: CachedTokens, loads: dict[Tier, int], page_tokens: int) -> TierTokens:

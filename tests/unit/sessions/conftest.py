@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agentmem.sessions.chat import Chat
-from agentmem.testing.models import TRIMMING_TEMPLATE, write_tokenizer
+from agentmem.testing.models import TOOLS_TEMPLATE, TRIMMING_TEMPLATE, write_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +17,9 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
 def trimming(tmp_path_factory: pytest.TempPathFactory) -> Chat:
     folder: Path = tmp_path_factory.mktemp("trimming")
     return Chat.load(write_tokenizer(folder, template=TRIMMING_TEMPLATE))
+
+
+@pytest.fixture(scope="session")
+def tooled(tmp_path_factory: pytest.TempPathFactory) -> Chat:
+    folder: Path = tmp_path_factory.mktemp("tooled")
+    return Chat.load(write_tokenizer(folder, template=TOOLS_TEMPLATE))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agentmem.core import SessionId, TurnId
+from agentmem.engine.output import TextPiece
 from agentmem.errors import EngineFailed
 from agentmem.sessions.runs import (
     TurnCompleted,
@@ -17,16 +19,16 @@ from agentmem.sessions.runs import (
 )
 from tests.unit.catalog.conftest import make_session, make_turn
 
-CREATED = TurnCreated(TurnId("turn_1"), 1)
+CREATED = TurnCreated(TurnId("turn_1"), 1, SessionId("ses_1"), 0, 5)
 TURN = make_turn(make_session("ten_1"), None)  # type: ignore[arg-type]
 
 
 def make_run(*, retryable: bool = False) -> TurnRun:
-    return TurnRun(SessionId("ses_1"), 1, "hash", retryable=retryable)
+    return TurnRun(1, "hash", retryable=retryable)
 
 
 def delta(number: int) -> TurnDelta:
-    return TurnDelta(str(number), (number,), ())
+    return TurnDelta((TextPiece(str(number)),), (number,))
 
 
 async def collect(listener: Any) -> list[Any]:
@@ -103,8 +105,21 @@ async def test_a_retryable_one_runs_on() -> None:
     assert seen == ["cancelled"]
 
 
+async def test_with_a_grace_it_waits_for_another_attempt() -> None:
+    run, seen = TurnRun(1, "hash", retryable=False, grace_seconds=0.05), list[str]()
+    run.task = asyncio.create_task(running(run, seen))
+    run.listen().close()
+    await asyncio.sleep(0.02)
+    again = run.listen()
+    await asyncio.sleep(0.06)
+    assert not seen, "the second attempt came within the grace"
+    again.close()
+    await asyncio.wait({run.task}, timeout=1)
+    assert seen == ["cancelled"]
+
+
 async def test_leaving_one_that_is_over_does_nothing() -> None:
-    run = finished_run(TURN, SessionId("ses_1"), "ok")
+    run = finished_run(replace(TURN, reply={"role": "assistant", "content": "ok"}))
     listener = run.listen()
     events = await collect(listener)
     assert [type(event) for event in events] == [TurnCreated, TurnDelta, TurnCompleted]

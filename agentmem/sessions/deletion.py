@@ -1,0 +1,123 @@
+"""Deletion: a session with all it holds, or the end of a log that nothing else builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentmem.catalog import Transaction
+from agentmem.catalog.records import Session, Turn
+from agentmem.core import PageKey, TenantId, TurnId
+from agentmem.errors import NotFound
+from agentmem.sessions.bases import checked_id
+from agentmem.sessions.context import Context, session_fingerprint
+from agentmem.sessions.durability import DurabilityTracker
+from agentmem.sessions.leases import LeaseKeeper
+from agentmem.sessions.ports import Freed
+from agentmem.sessions.unclaiming import Unclaimer
+
+
+class Deletion:
+    """Deletes rows in one transaction, and has the node agent let go of the pages."""
+
+    def __init__(
+        self,
+        context: Context,
+        leases: LeaseKeeper,
+        tracker: DurabilityTracker,
+        unclaimer: Unclaimer,
+    ) -> None:
+        self._context = context
+        self._leases = leases
+        self._tracker = tracker
+        self._unclaimer = unclaimer
+
+    async def delete(self, tenant_id: TenantId, session_id: str) -> Freed:
+        """Deletes the session, the turns that no other session reaches, and its claims.
+
+        Raises NotFound or SessionBusy. An agent that does not answer is told later; the numbers
+        are then 0.
+        """
+        async with self._leases.holding(tenant_id, checked_id(session_id)) as (session, lease):
+            keys = await self.page_keys(session)
+            await self._tracker.forget(session.id)
+            async with self._context.catalog.transaction() as tx:
+                unclaim_id = await self._delete_rows(tx, session, keys)
+            self._leases.released(lease)
+        return await self._let_go(session, unclaim_id, keys)
+
+    async def retract(self, tenant_id: TenantId, turn_id: str) -> Freed:
+        """A turn's response was deleted: takes the turn out of the log, if it is its end.
+
+        A turn that others build on stays part of their log until they are gone, and so does one
+        in a session that somebody named. With the turn go those before it that no id leads to any
+        more; a session of which nothing is left goes, too.
+        """
+        async with self._context.catalog.reading() as tx:
+            session = await tx.sessions.with_head(tenant_id, turn_id)
+        if session is None or session.origin != "request":
+            async with self._context.catalog.transaction() as tx:
+                await tx.turns.prune_leaf(tenant_id, TurnId(turn_id))
+            return Freed(0, 0)
+        async with self._leases.holding(tenant_id, session.id) as (session, lease):
+            if session.head_turn_id != turn_id:
+                return Freed(0, 0)
+            keys = await self.page_keys(session)
+            await self._tracker.forget(session.id)
+            async with self._context.catalog.transaction() as tx:
+                end = await _readable_end(tx, session)
+                if end is None:
+                    unclaim_id = await self._delete_rows(tx, session, keys)
+                    self._leases.released(lease)
+                else:
+                    keys = keys[end.log_tokens // (session.page_tokens or 1) :]
+                    await tx.sessions.retract(session, end)
+                    await tx.turns.prune(tenant_id, TurnId(turn_id))
+                    unclaim_id = await _unclaim(tx, session, keys)
+        return await self._let_go(session, unclaim_id, keys)
+
+    async def page_keys(self, session: Session) -> list[PageKey]:
+        """Keys of all full pages of a log, those that may have no KV included."""
+        fingerprint = session_fingerprint(session)
+        if fingerprint is None or session.page_tokens is None:
+            return []
+        ids = await self._context.log_ids(session)
+        return self._context.keys(session.tenant_id, fingerprint, ids, session.page_tokens)
+
+    async def _delete_rows(
+        self, tx: Transaction, session: Session, keys: Sequence[PageKey]
+    ) -> str | None:
+        await tx.sessions.delete(session.tenant_id, session.id)
+        if session.head_turn_id is not None:
+            await tx.turns.prune(session.tenant_id, session.head_turn_id)
+        await tx.turns.prune_abandoned(session.tenant_id, session.id)
+        return await _unclaim(tx, session, keys)
+
+    async def _let_go(self, session: Session, unclaim_id: str | None, keys: list[PageKey]) -> Freed:
+        if session.head_turn_id is not None:
+            self._context.logs.drop(session.head_turn_id)
+        if unclaim_id is None:
+            return Freed(0, 0)
+        return await self._unclaimer.try_now(unclaim_id, session.id, keys) or Freed(0, 0)
+
+
+async def _unclaim(tx: Transaction, session: Session, keys: Sequence[PageKey]) -> str | None:
+    if not keys:
+        return None
+    return await tx.unclaims.add(session.tenant_id, session.id, keys)
+
+
+async def _readable_end(tx: Transaction, session: Session) -> Turn | None:
+    """The last turn before the head that an id still leads to, within the session itself."""
+    assert session.head_turn_id is not None, "a session without turns has no end"
+    try:
+        turn = await tx.turns.get(session.tenant_id, session.head_turn_id)
+        while turn.parent_turn_id is not None:
+            turn = await tx.turns.get(session.tenant_id, turn.parent_turn_id)
+            if turn.session_id != session.id:
+                return None
+            response = await tx.responses.of_turn(session.tenant_id, turn.id)
+            if response is not None:
+                return turn
+    except NotFound:
+        return None
+    return None
