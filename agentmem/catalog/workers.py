@@ -101,6 +101,9 @@ def _values(worker: Worker) -> dict[str, Any]:
         "state": worker.state,
         "pid": worker.pid,
         "detail": worker.detail,
+        "parser_address": worker.parser_address,
+        "tool_parser": worker.tool_parser,
+        "reasoning_parser": worker.reasoning_parser,
         "heartbeat_at": now_us(),
     }
 

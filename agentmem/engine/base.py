@@ -15,10 +15,12 @@ from agentmem.engine.output import OutputParser, OutputSpec
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """What the sampled text must match. `value` is a JSON schema, a regular expression, an EBNF
-    grammar or a structural tag (the last three in SGLang's and xgrammar's words)."""
+    grammar or a structural tag (the last three in SGLang's and xgrammar's words). With
+    `after_thinking`, only what comes after the model's thoughts must."""
 
     kind: Literal["json_schema", "regex", "ebnf", "structural_tag"]
     value: str
+    after_thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)

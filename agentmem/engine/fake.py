@@ -3,25 +3,38 @@
 It behaves as SGLang does where the gateway can tell: pages are found again in "device" memory or
 in a page store given from outside, a hit never covers the prompt's last token, finished requests
 offer their full pages to the store, and closing the stream aborts. Tests script replies and
-failures through `FakeScript` and read `calls`.
+failures through `FakeScript` and read `calls`; tests in other processes write directives into the
+prompt (`[[reply: ...]]`, `[[call: ...]]`, `[[think: ...]]`: see `fake_replies`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agentmem.core import PageHash
-from agentmem.engine.base import CachedTokens, GenerateChunk, GenerateRequest, Sampling
+from agentmem.engine.base import (
+    CachedTokens,
+    Constraint,
+    GenerateChunk,
+    GenerateRequest,
+    Sampling,
+)
+from agentmem.engine.fake_replies import (
+    Sampler,
+    constrained_text,
+    fake_tool_constraint,
+    scripted_text,
+)
+from agentmem.engine.output import OutputParser, OutputSpec, PlainText
 from agentmem.errors import EngineFailed
 from agentmem.pages.keys import namespace_seed, page_hashes
 
-_EOS_ONE_IN = 64
+ParserFactory = Callable[[OutputSpec], Awaitable[OutputParser]]
 
 
 class PageStore(Protocol):
@@ -53,7 +66,9 @@ class FakeEngine:
     """Implements `engine.base.Engine`; see the module's docstring.
 
     `vocabulary` is the half-open range of ids that it samples from. `decode` is needed for stop
-    strings only. `token_seconds` is the pace of decoding, `prefill_seconds_per_token` that of the
+    strings only, `encode` for directives and constraints, `last_message` (the text of the last
+    message of a prompt) for directives. `parser` opens parsers; without one, replies are only
+    text. `token_seconds` is the pace of decoding, `prefill_seconds_per_token` that of the
     prompt's uncached part.
     """
 
@@ -65,6 +80,9 @@ class FakeEngine:
         page_tokens: int,
         hbm_tokens: int = 1 << 20,
         decode: Callable[[Sequence[int]], str] | None = None,
+        encode: Callable[[str], list[int]] | None = None,
+        last_message: Callable[[Sequence[int]], str] | None = None,
+        parser: ParserFactory | None = None,
         store: PageStore | None = None,
         token_seconds: float = 0.0,
         prefill_seconds_per_token: float = 0.0,
@@ -80,6 +98,9 @@ class FakeEngine:
         self._vocabulary = vocabulary
         self._eos = eos_token_ids
         self._decode = decode
+        self._encode = encode
+        self._last_message = last_message
+        self._parser = parser
         self._store = store
         self._device: OrderedDict[PageHash, None] = OrderedDict()
         self._device_pages_max = max(1, hbm_tokens // page_tokens)
@@ -110,40 +131,65 @@ class FakeEngine:
         if self.prefill_seconds_per_token:
             await asyncio.sleep((len(prompt) - cached.total) * self.prefill_seconds_per_token)
         self._keep(hashes)
-        replies = self.script.replies
-        scripted = replies.pop(0) if replies and request.sampling.max_tokens else None
+        scripted = self._scripted(request)
         output: list[int] = []
-        logprobs: list[float] = []
+        piece = GenerateChunk(())
         reason = "length" if request.sampling.max_tokens == 0 else None
-        sampler = _Sampler(prompt, request.sampling, self._vocabulary, self._eos)
+        sampler = Sampler(prompt, request.sampling, self._vocabulary, self._eos)
         while reason is None:
             await self._pace(stop)
             if stop.is_set():
                 reason = "abort"
                 break
             self._check_alive(len(output))
-            token, logprob = sampler.next(scripted[len(output)] if scripted else None)
+            forced = scripted[len(output)] if scripted else None
+            token, logprob, top = sampler.next(forced, request.top_logprobs)
             output.append(token)
-            logprobs.append(logprob)
+            piece = GenerateChunk(
+                (token,),
+                (logprob,) if request.logprobs else (),
+                None,
+                len(prompt),
+                None,
+                (top,) if request.logprobs and request.top_logprobs else (),
+            )
             if scripted and len(output) == len(scripted):
                 reason = "stop"
             else:
                 reason = self._finish_reason(output, request.sampling)
             if reason is None:
-                yield GenerateChunk(
-                    (token,), (logprob,) if request.logprobs else (), None, len(prompt)
-                )
+                yield piece
         # The last sampled token was never fed to the model, so its page is not full yet.
         log = prompt + array("I", output[:-1])
         self._keep(page_hashes(log, self.page_tokens, namespace_seed(request.salt)))
         ended = bool(output) and reason != "abort"
-        yield GenerateChunk(
-            tuple(output[-1:]) if ended else (),
-            tuple(logprobs[-1:]) if ended and request.logprobs else (),
-            reason,
-            len(prompt),
-            cached,
-        )
+        last = piece if ended else GenerateChunk((), (), None, len(prompt))
+        yield replace(last, finish_reason=reason, cached=cached)
+
+    def _scripted(self, request: GenerateRequest) -> tuple[int, ...] | None:
+        """The ids of the reply where a test or a constraint says what it is."""
+        if not request.sampling.max_tokens:
+            return None
+        if self.script.replies:
+            return self.script.replies.pop(0)
+        text = None
+        if self._last_message is not None:
+            text = scripted_text(self._last_message(request.token_ids))
+        if text is None:
+            text = constrained_text(request.sampling.constraint)
+        if text is None or self._encode is None:
+            return None
+        ids = self._encode(text)
+        return (*ids, *(() if request.sampling.ignore_eos and ids else self._eos[:1])) or None
+
+    async def open_parser(self, spec: OutputSpec) -> OutputParser:
+        """See `Engine.open_parser`."""
+        self._check_alive(0)
+        return PlainText() if self._parser is None else await self._parser(spec)
+
+    async def tool_constraint(self, spec: OutputSpec) -> Constraint | None:
+        """See `Engine.tool_constraint`; the fake's own structural tag."""
+        return fake_tool_constraint(spec)
 
     async def abort(self, request_id: str) -> None:
         """See `Engine.abort`."""
@@ -219,35 +265,3 @@ class FakeEngine:
             if any(stop in text for stop in sampling.stop):
                 return "stop"
         return "length" if len(output) >= sampling.max_tokens else None
-
-
-class _Sampler:
-    """Samples from the hash of the whole prefix, in constant time per token."""
-
-    def __init__(
-        self,
-        prompt: array[int],
-        sampling: Sampling,
-        vocabulary: tuple[int, int],
-        eos_token_ids: tuple[int, ...],
-    ) -> None:
-        self._prefix = hashlib.blake2b(prompt.tobytes(), digest_size=16)
-        # Greedy sampling ignores the seed, as a real engine's does.
-        seeded = sampling.temperature > 0 and sampling.seed is not None
-        self._seed = str(sampling.seed).encode() if seeded else b""
-        self._first, self._last = vocabulary
-        self._eos = () if sampling.ignore_eos else eos_token_ids
-
-    def next(self, forced: int | None = None) -> tuple[int, float]:
-        """The next id and its log-probability; `forced` replaces the id (a scripted reply)."""
-        state = self._prefix.copy()
-        state.update(self._seed)
-        digest = int.from_bytes(state.digest(), "little")
-        token = self._first + (digest >> 32) % (self._last - self._first)
-        if self._eos and digest % _EOS_ONE_IN == 0:
-            token = self._eos[0]
-        if forced is not None:
-            token = forced
-        logprob = -((digest >> 64) % 4096) / 1024
-        self._prefix.update(array("I", [token]).tobytes())
-        return token, logprob

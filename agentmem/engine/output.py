@@ -52,16 +52,25 @@ AUTO = ToolChoice()
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
     """What may be in a reply. `tools` as in Chat Completions' `tools`; `reasoning` says whether
-    the model may think first (its format may always do)."""
+    the model may think first (its format may always do). `opening` is what the chat template began
+    the reply with (`Chat.opening`): a model may have been made to think, or not to, there."""
 
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: ToolChoice = AUTO
     parallel_tool_calls: bool = True
     reasoning: bool = True
+    opening: str = ""
 
 
 class OutputParser(Protocol):
-    """One reply's parser. Both methods raise EngineFailed when the parser is gone."""
+    """One reply's parser. Both methods raise EngineFailed when the parser is gone.
+
+    `special_tokens`: it must be given the text with special tokens, which mark calls in some
+    formats (`TextStream(..., special=parser.special_tokens)`).
+    """
+
+    @property
+    def special_tokens(self) -> bool: ...
 
     async def push(self, text: str) -> Sequence[Piece]:
         """Takes more decoded text, returns what became certain."""
@@ -78,6 +87,8 @@ class OutputParser(Protocol):
 
 class PlainText:
     """The parser of replies that have nothing but text."""
+
+    special_tokens = False
 
     async def push(self, text: str) -> Sequence[Piece]:
         """The text itself."""

@@ -11,19 +11,15 @@ import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError, nodes, pass_eval_context
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from agentmem.errors import ConfigurationInvalid, InvalidRequest
-
-Message = Mapping[str, str]
+from agentmem.sessions.messages import NO_FRAMING, Framing, Message
+from agentmem.sessions.templates import ChatTemplate
 
 # Longer texts are tokenized in a thread, so that other streams go on meanwhile.
 _INLINE_CHARACTERS = 8_192
@@ -37,9 +33,10 @@ class Chat:
 
     def __init__(self, tokenizer: Tokenizer, template: str, variables: Mapping[str, str]) -> None:
         self._tokenizer = tokenizer
-        self._environment = _environment()
-        self._template = self._compile(template)
-        self._variables = dict(variables)
+        self._template = ChatTemplate(template, variables)
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._opening = lru_cache(maxsize=8)(self._make_opening)
 
     @classmethod
     def load(cls, folder: Path) -> Chat:
@@ -68,27 +65,51 @@ class Chat:
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
 
-    def render(self, messages: Iterable[Message], *, now: datetime) -> str:
+    @property
+    def has_tools(self) -> bool:
+        """Whether the model's own template shows tools; else they are written in Hermes' format."""
+        return self._template.has_tools
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether it is a special token, as turn markers are."""
+        return token_id in self._special
+
+    def render(
+        self,
+        messages: Iterable[Message],
+        *,
+        now: datetime,
+        framing: Framing = NO_FRAMING,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The conversation as text, up to where the assistant is to go on.
 
         `now` is what the template's `strftime_now` shows: a conversation keeps the date of its
-        start, else its beginning would change at midnight. Raises InvalidRequest when the template
-        refuses the messages.
+        start, else its beginning would change at midnight. Without the generation prompt, the text
+        ends where the last message does. Raises InvalidRequest when the template refuses the
+        messages.
         """
+        return self._template.render(
+            messages, framing, now=now, add_generation_prompt=add_generation_prompt
+        )
+
+    def opening(self, reasoning_effort: str | None = None) -> str:
+        """What the template begins a reply with: it tells whether thinking has begun already.
+
+        Empty where the template does not let itself be asked.
+        """
+        return self._opening(reasoning_effort)
+
+    def _make_opening(self, reasoning_effort: str | None) -> str:
+        messages = ({"role": "user", "content": "x"},)
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        framing = Framing(reasoning_effort=reasoning_effort)
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=True,
-                strftime_now=now.astimezone(UTC).strftime,
-                tools=None,
-                documents=None,
-                **self._variables,
-            )
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"The model's chat template refuses these messages: {error.message}.",
-                param="messages",
-            ) from error
+            before = self.render(messages, now=now, framing=framing, add_generation_prompt=False)
+            whole = self.render(messages, now=now, framing=framing)
+        except InvalidRequest:
+            return ""
+        return whole[len(before) :] if whole.startswith(before) else ""
 
     async def encode(self, text: str) -> list[int]:
         """Token ids of a text, nothing added: templates carry their own special tokens."""
@@ -106,25 +127,21 @@ class Chat:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=not special)
         return text
 
-    def _compile(self, template: str) -> Template:
-        try:
-            return self._environment.from_string(template)
-        except TemplateError as error:
-            raise ConfigurationInvalid(
-                f"The model's chat template cannot be read: {error.message}."
-            ) from error
-
 
 class TextStream:
     """Decodes sampled ids as they come, holding back characters that are not complete yet.
 
-    The pieces joined are exactly what `Chat.decode(ids, special=False)` gives for all ids, cut
+    The pieces joined are exactly what `Chat.decode(ids, special=special)` gives for all ids, cut
     before the first of the stop strings: a piece that may be the start of one is held back too.
+    With `special`, special tokens are kept, as parsers of tool calls need it, but for one that is
+    the very last id: the end of the turn.
     """
 
-    def __init__(self, chat: Chat, stop: Sequence[str] = ()) -> None:
+    def __init__(self, chat: Chat, stop: Sequence[str] = (), *, special: bool = False) -> None:
         self._chat = chat
         self._stop = tuple(stop)
+        self._special = special
+        self._last: list[int] = []
         self._ids: list[int] = []
         # Decoding begins a few ids back, since some tokenizers write a word's first token
         # differently at the start of a text. [anchor, decoded) is context that was already given.
@@ -141,9 +158,13 @@ class TextStream:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Takes new ids, returns the text that became certain."""
+        if self._special and token_ids:
+            token_ids, self._last = [*self._last, *token_ids], []
+            if self._chat.is_special(token_ids[-1]):
+                self._last.append(token_ids.pop())
         self._ids.extend(token_ids)
-        context = self._chat.decode(self._ids[self._anchor : self._decoded], special=False)
-        window = self._chat.decode(self._ids[self._anchor :], special=False)
+        context = self._chat.decode(self._ids[self._anchor : self._decoded], special=self._special)
+        window = self._chat.decode(self._ids[self._anchor :], special=self._special)
         incomplete = len(window) <= len(context) or window.endswith(REPLACEMENT)
         if incomplete and len(self._ids) - self._decoded < _INCOMPLETE_IDS_MAX:
             return ""
@@ -152,8 +173,8 @@ class TextStream:
 
     def finish(self) -> str:
         """The rest, broken characters and all. Nothing may be pushed afterwards."""
-        context = self._chat.decode(self._ids[self._anchor : self._decoded], special=False)
-        window = self._chat.decode(self._ids[self._anchor :], special=False)
+        context = self._chat.decode(self._ids[self._anchor : self._decoded], special=self._special)
+        window = self._chat.decode(self._ids[self._anchor :], special=self._special)
         return self._release(window[len(context) :], final=True)
 
     def _release(self, piece: str, *, final: bool) -> str:
@@ -177,42 +198,6 @@ class TextStream:
             if any(stop.startswith(text[-length:]) for stop in self._stop):
                 return length
         return 0
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}` marks the assistant's tokens for training; here it changes nothing."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_render", [])
-        return nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    @pass_eval_context
-    def _render(self, _context: nodes.EvalContext, caller: Macro) -> str:
-        return str(caller())
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment that transformers renders chat templates in."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    return environment
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

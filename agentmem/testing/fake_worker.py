@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,10 @@ from agentmem.catalog.ids import now_us
 from agentmem.catalog.records import Worker
 from agentmem.core import Fingerprint, WorkerId
 from agentmem.engine.base import Engine
-from agentmem.engine.fake import FakeEngine
+from agentmem.engine.fake import FakeEngine, ParserFactory
 from agentmem.sessions.chat import Chat
-from agentmem.testing.models import EOS_TOKEN, FIRST_TEXT_ID
+from agentmem.testing.hermes import open_hermes_parser
+from agentmem.testing.models import EOS_TOKEN, FIRST_TEXT_ID, TURN_TOKEN
 from agentmem.testing.pages import InMemoryPages
 
 KV_BYTES_PER_TOKEN = 1_024
@@ -36,7 +37,10 @@ def fake_fingerprint(page_tokens: int) -> Fingerprint:
 
 
 class FakeWorker:
-    """The fake engine with its pages, for one gateway process. `model_path` holds a tokenizer."""
+    """The fake engine with its pages, for one gateway process. `model_path` holds a tokenizer.
+
+    `parser` opens its parsers: Hermes' format and `<think>` where none is given.
+    """
 
     def __init__(
         self,
@@ -47,17 +51,22 @@ class FakeWorker:
         context_tokens: int = 32_768,
         hbm_tokens: int = 0,
         token_seconds: float = 0.0,
+        parser: ParserFactory = open_hermes_parser,
     ) -> None:
         self._chat = Chat.load(model_path)
         fingerprint = fake_fingerprint(page_tokens)
         self.pages = InMemoryPages(fingerprint, page_bytes=page_tokens * KV_BYTES_PER_TOKEN)
         eos = self._chat.token_id(EOS_TOKEN)
+        self._turn = self._chat.token_id(TURN_TOKEN)
         self.engine = FakeEngine(
             vocabulary=(FIRST_TEXT_ID, self._chat.vocabulary_size),
             eos_token_ids=() if eos is None else (eos,),
             page_tokens=page_tokens,
             hbm_tokens=hbm_tokens or 1 << 20,
             decode=lambda ids: self._chat.decode(ids, special=False),
+            encode=self._chat.encode_now,
+            last_message=self._last_message,
+            parser=parser,
             store=self.pages,
             token_seconds=token_seconds,
         )
@@ -75,11 +84,19 @@ class FakeWorker:
             node_socket="",
             state="ready",
             pid=os.getpid(),
+            tool_parser="hermes",
+            reasoning_parser="qwen3",
         )
 
     def engine_for(self, _worker: Worker) -> Engine:
         """The factory for `build_app`: whatever worker is asked for, this engine answers."""
         return self.engine
+
+    def _last_message(self, prompt: Sequence[int]) -> str:
+        """The last message of a prompt: what stands between the last two turn markers."""
+        places = (at for at in range(len(prompt) - 1, -1, -1) if prompt[at] == self._turn)
+        end = next(places, len(prompt))
+        return self._chat.decode(prompt[next(places, 0) : end], special=True)
 
     @asynccontextmanager
     async def running(self, catalog: Catalog) -> AsyncIterator[None]:

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 VOCABULARY_SIZE = 1_024
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 EOS_TOKEN = "<|im_end|>"  # noqa: S105 - a token of text, not a secret
+TURN_TOKEN = "<|im_start|>"  # noqa: S105 - a token of text, not a secret
 FIRST_TEXT_ID = len(SPECIAL_TOKENS)
 
 # As SmolLM2's: a conversation without a system message gets a default one, so that rendering new
@@ -27,6 +28,47 @@ DEFAULT_SYSTEM_TEMPLATE = (
 # Trims what the assistant said, so that a reply with spaces around it re-bases the log.
 TRIMMING_TEMPLATE = DEFAULT_SYSTEM_TEMPLATE.replace(
     "message['content'] +", "message['content'] | trim +"
+)
+
+# Knows tools itself, in Hermes' format, as Qwen's templates do; thinking is dropped from history.
+TOOLS_TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}"
+    "{{ '# Tools\n<tools>' }}{% for tool in tools %}{{ '\n' + (tool | tojson) }}{% endfor %}"
+    "{{ '\n</tools><|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'tool' %}"
+    "{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}"
+    "{{ '<|im_start|>user' }}{% endif %}"
+    "{{ '\n<tool_response>\n' + message.content + '\n</tool_response>' }}"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}"
+    "{{ '<|im_end|>\n' }}{% endif %}"
+    "{% elif not (tools and loop.first and message.role == 'system') %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content }}"
+    "{% for call in message.tool_calls or [] %}"
+    "{% if message.content or not loop.first %}{{ '\n' }}{% endif %}"
+    '{{ \'<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \''
+    " + (call.function.arguments | tojson) + '}\n</tool_call>' }}"
+    "{% endfor %}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# The same, keeping what was thought in history, and with a switch: `enable_thinking` false begins
+# the reply with thoughts that are over already, as Qwen3's does.
+THINKING_TEMPLATE = TOOLS_TEMPLATE.replace(
+    "{{ '<|im_start|>' + message.role + '\n' + message.content }}",
+    "{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.reasoning_content %}"
+    "{{ '<think>' + message.reasoning_content + '</think>' }}{% endif %}"
+    "{{ message.content }}",
+).replace(
+    "{{ '<|im_start|>assistant\n' }}",
+    "{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}",
 )
 
 _TEXT = """
