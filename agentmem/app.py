@@ -246,6 +246,8 @@ def _limits(settings: Settings) -> Limits:
         log_retention_seconds=settings.log_retention_seconds,
         log_cache_bytes=settings.log_cache_bytes,
         default_model=settings.model_name,
+        model_aliases=tuple(part.strip() for part in settings.model_aliases.split(",") if part),
+        retry_grace_seconds=settings.retry_grace_seconds,
     )
 
 

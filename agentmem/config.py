@@ -59,9 +59,18 @@ class Settings(BaseSettings):
 
     request_bytes_max: int = Field(10 << 20, description="Largest request body accepted.")
     request_seconds_max: float = Field(30.0, gt=0, description="Longest that a body may take.")
+    model_aliases: str = Field(
+        "gpt-*,o1*,o3*,o4*,chatgpt-*",
+        description="Names (patterns, separated by commas) that mean a tenant's default model.",
+    )
+    retry_grace_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="How long a turn runs on whose client is gone but may send it again.",
+    )
     turn_seconds_max: float = Field(600.0, description="Longest that a turn may run.")
     turn_tokens_default: int = Field(
-        256, ge=1, description="max_tokens where the caller sets none."
+        4096, ge=1, description="max_tokens where the caller sets none."
     )
     hibernate_seconds_max: float = Field(60.0, description="Deadline of hibernate.")
     lease_seconds: float = Field(
