@@ -20,7 +20,8 @@ class InMemoryPages:
     """Implements `sessions.ports.Pages` and `engine.fake.PageStore`.
 
     A page offered is in `dram` at once; one that is claimed, before or after, becomes durable
-    (`disk`) after `durable_delay_seconds`. `pages` says when (monotonic clock). Tests set `down` to make the agent unreachable, `drop` to make it lose what is offered next.
+    (`disk`) after `durable_delay_seconds`. `pages` says when (monotonic clock). Tests set `down`
+    to make the agent unreachable, `drop` to make it lose what is offered next.
     """
 
     def __init__(
