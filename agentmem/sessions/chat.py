@@ -28,6 +28,17 @@ REPLACEMENT = "\ufffd"
 _INCOMPLETE_IDS_MAX = 32
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level vocabularies write bytes with, as GPT-2 began it."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = {chr(byte): byte for byte in shown}
+    hidden = (byte for byte in range(256) if byte not in shown)
+    return alphabet | {chr(256 + index): byte for index, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
 class Chat:
     """A model's chat format. Thread-safe; load it once per model directory."""
 
@@ -126,6 +137,17 @@ class Chat:
         """The text of ids; `special` keeps special tokens. Broken UTF-8 becomes U+FFFD."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=not special)
         return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for; the parts of a character that several tokens make, too."""
+        text = self.decode([token_id], special=True)
+        if REPLACEMENT not in text:
+            return text.encode()
+        token = self._tokenizer.id_to_token(token_id) or ""
+        try:
+            return bytes(_BYTE_OF[character] for character in token)
+        except KeyError:  # not a byte-level vocabulary
+            return text.encode()
 
 
 class TextStream:
