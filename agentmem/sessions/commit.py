@@ -148,7 +148,8 @@ class TurnCommitter:
     async def _usage(
         self, prepared: PreparedTurn, reply: Reply, watch: LoadWatch, keys: list[PageKey]
     ) -> Usage:
-        prompt, worker = prepared.prompt, prepared.worker
+        prompt, worker, session = prepared.prompt, prepared.worker, prepared.base.session
+        now, kept = int(time.time()), prepared.request.store
         tiers: TierTokens = await watch.tiers(reply.cached, keys, worker.page_tokens)
         cached, ttft = tiers.total, reply.ttft_seconds
         saved = None
@@ -173,11 +174,13 @@ class TurnCommitter:
                 prompt_tokens=len(prompt.ids),
                 cached=cached,
                 page_tokens=worker.page_tokens,
-                kept=prepared.request.store,
+                kept=kept,
             ),
             reasoning_tokens=reply.reasoning_tokens,
             seconds_saved=saved,
-            retention=prepared.base.session.retention,
+            retention=session.retention,
+            expires_at=now + session.log_retention_seconds if kept else None,
+            kv_expires_at=now + session.kv_retention_seconds if kept else None,
         )
 
     def _watch(self, prepared: PreparedTurn, done: _Outcome, keys: list[PageKey]) -> None:

@@ -100,8 +100,7 @@ class Retries:
                 earlier.number = max(earlier.number, key.attempt)
                 return run
             self.close(earlier)
-        turn = await self._committed(attempt, key)
-        return None if turn is None else finished_run(turn)
+        return await self._committed(attempt, key)
 
     def _earlier(self, attempt: Attempt, key: RetryKey) -> Attempt | None:
         for other in self._attempts.get(attempt.name, []):
@@ -114,7 +113,7 @@ class Retries:
                 return other
         return None
 
-    async def _committed(self, attempt: Attempt, key: RetryKey) -> Turn | None:
+    async def _committed(self, attempt: Attempt, key: RetryKey) -> TurnRun | None:
         tenant, api_key, request_key = attempt.name
         async with self._catalog.reading() as tx:
             found = await tx.retries.find(TenantId(tenant), api_key, request_key)
@@ -126,7 +125,8 @@ class Retries:
             async with self._catalog.transaction(durable=False) as tx:
                 if key.idempotency_key is None and not await tx.retries.take(record, key.attempt):
                     continue
-                return await tx.turns.get(record.tenant_id, record.turn_id)
+                turn = await tx.turns.get(record.tenant_id, record.turn_id)
+                return finished_run(turn, record.response_id)
         return None
 
 

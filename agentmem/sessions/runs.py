@@ -69,12 +69,20 @@ class TurnRun:
 
     `retryable`: it runs on when nobody listens any more. Otherwise it is ended `grace_seconds`
     after the last listener has left, unless another one comes (the client trying again).
+    `response_id` is the id of the response object that it makes, if it makes one.
     """
 
     def __init__(
-        self, number: int, body_hash: str, *, retryable: bool, grace_seconds: float = 0.0
+        self,
+        number: int,
+        body_hash: str,
+        *,
+        retryable: bool,
+        grace_seconds: float = 0.0,
+        response_id: str | None = None,
     ) -> None:
         self.number = number
+        self.response_id = response_id
         self.body_hash = body_hash
         self.retryable = retryable
         self.task: asyncio.Task[None] | None = None
@@ -171,6 +179,11 @@ class Listener:
     def __aiter__(self) -> AsyncIterator[TurnEvent]:
         return self._run.follow()
 
+    @property
+    def response_id(self) -> str | None:
+        """The id of the response object; of a repeat, the one that the first request got."""
+        return self._run.response_id
+
     async def result(self) -> Turn:
         """The committed turn; raises what it failed with."""
         async for event in self:
@@ -187,9 +200,9 @@ class Listener:
             self._run.leave()
 
 
-def finished_run(turn: Turn) -> TurnRun:
+def finished_run(turn: Turn, response_id: str | None = None) -> TurnRun:
     """A turn that is in the log already, as a run that is over: it replays."""
-    run = TurnRun(turn.number, turn.body_hash, retryable=True)
+    run = TurnRun(turn.number, turn.body_hash, retryable=True, response_id=response_id)
     run.publish(
         TurnCreated(turn.id, turn.number, turn.session_id, turn.created_at, turn.prompt_tokens)
     )

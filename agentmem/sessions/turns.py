@@ -193,6 +193,7 @@ class TurnRunner:
             prepared.body_hash,
             retryable=request.expected_turn is not None or keyed or found_again,
             grace_seconds=self._context.limits.retry_grace_seconds if prepared.retry else 0.0,
+            response_id=None if plan is None else plan.id,
         )
         run.publish(
             TurnCreated(

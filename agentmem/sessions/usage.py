@@ -28,6 +28,8 @@ class Usage:
     of a page at the log's end does, so that up to one page is normal.
     `written_tokens`: prompt tokens that were computed and whose pages are kept from now on.
     `seconds_saved`: see `savings`; None where no speed has been measured yet.
+    `expires_at` and `kv_expires_at`: until when the log is valid and the KV promised, in seconds
+    since the epoch, unless the session is used again; None where nothing of the turn is kept.
     """
 
     prompt_tokens: int
@@ -40,6 +42,8 @@ class Usage:
     reasoning_tokens: int = 0
     seconds_saved: float | None = None
     retention: str | None = None
+    expires_at: int | None = None
+    kv_expires_at: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As it is stored and shown."""
@@ -54,6 +58,8 @@ class Usage:
             "total_seconds": round(self.total_seconds, 6),
             "seconds_saved": None if self.seconds_saved is None else round(self.seconds_saved, 6),
             "retention": self.retention,
+            "expires_at": self.expires_at,
+            "kv_expires_at": self.kv_expires_at,
         }
 
 
