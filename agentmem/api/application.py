@@ -10,9 +10,12 @@ from fastapi.security import HTTPBearer
 
 from agentmem import __version__
 from agentmem.api.auth import AuthenticationMiddleware, Authenticator
+from agentmem.api.chat.routes import chat_router
+from agentmem.api.contexts import contexts_router
 from agentmem.api.errors import install_error_handlers
 from agentmem.api.health import Check, health_router
 from agentmem.api.middleware import BodyMiddleware, EdgeMiddleware
+from agentmem.api.models import models_router
 from agentmem.api.sessions import sessions_router
 from agentmem.sessions.service import SessionsService
 from agentmem.telemetry import Metrics
@@ -48,7 +51,8 @@ def create_application(
     )
     # For the document only: the middleware has checked the key already.
     documented = [Depends(HTTPBearer(auto_error=False, description="An API key: am_..."))]
-    app.include_router(sessions_router(service), dependencies=documented)
+    for router in (chat_router, models_router, sessions_router, contexts_router):
+        app.include_router(router(service), dependencies=documented)
     app.include_router(health_router(metrics, checks))
     install_error_handlers(app)
     # The last one added is the outermost: ids for all replies, then keys, then bodies.

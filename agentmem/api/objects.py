@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from agentmem.catalog.records import Turn
+from agentmem.catalog.records import Session, Turn
 from agentmem.core import SessionId
 from agentmem.sessions.hibernation import Hibernated, Resumed
 from agentmem.sessions.ports import Freed
-from agentmem.sessions.service import SessionResidency, SessionView
+from agentmem.sessions.retention import RetentionName
+from agentmem.sessions.views import SessionResidency, SessionView
 
 _US = 1_000_000
 
@@ -53,8 +55,21 @@ class SessionObject(BaseModel):
     parent: ParentObject | None
     rebases: int
     metadata: dict[str, str]
+    origin: Literal["session", "conversation", "context", "request"] = Field(
+        description="What made it; `request`: nobody named it."
+    )
+    context: str | None = Field(description="The context that it began with.")
+    retention: RetentionName | None = Field(
+        description="The class that the terms are of; null: they were given one by one."
+    )
     kv_retention_seconds: int
     log_retention_seconds: int
+    expires_at: int = Field(
+        description="Its id, text and log are valid until then, unless it is used again."
+    )
+    kv_expires_at: int = Field(
+        description="Its pages come back without recomputing until then, unless it is used again."
+    )
 
 
 class SessionList(BaseModel):
@@ -79,22 +94,57 @@ class TierTokensObject(BaseModel):
 class UsageObject(BaseModel):
     """Tokens and seconds of one turn.
 
+    `cache_write_tokens`: prompt tokens that were computed and are kept from now on.
     `recomputed_tokens`: tokens of the log before the turn that had KV and were computed again.
+    `seconds_saved`: what computing the whole prompt would have taken longer, by the speed that
+    this worker was seen to have; null while none was seen.
     """
 
     prompt_tokens: int
     output_tokens: int
     cached_tokens: TierTokensObject
+    cache_write_tokens: int
+    reasoning_tokens: int
     recomputed_tokens: int
     ttft_seconds: float
     total_seconds: float
+    seconds_saved: float | None
+    retention: RetentionName | None
+    expires_at: int | None
+    kv_expires_at: int | None
+
+
+class FunctionCallObject(BaseModel):
+    """A function's name and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallObject(BaseModel):
+    """A call that the model made."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCallObject
 
 
 class MessageObject(BaseModel):
-    """One message."""
+    """One message. What it has not is left out."""
 
     role: str
-    content: str
+    content: str | None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallObject] | None = None
+    tool_call_id: str | None = None
+
+
+class AlternativeObject(BaseModel):
+    """Another token that might have been sampled."""
+
+    token_id: int
+    logprob: float
 
 
 class TurnObject(BaseModel):
@@ -105,10 +155,13 @@ class TurnObject(BaseModel):
     session_id: str
     number: int
     messages: list[MessageObject]
-    message: MessageObject
+    message: MessageObject | None = Field(description="The reply; null: a context has none.")
     output_ids: list[int]
     logprobs: list[float] | None = Field(description="Per id, where they were asked for.")
-    finish_reason: Literal["stop", "length"]
+    top_logprobs: list[list[AlternativeObject]] | None = Field(
+        description="Per id, where they were asked for."
+    )
+    finish_reason: Literal["stop", "length", "tool_calls"]
     usage: UsageObject
     rebased: bool
     created_at: int
@@ -200,8 +253,13 @@ def session_object(view: SessionView) -> dict[str, Any]:
         "parent": parent,
         "rebases": session.rebases,
         "metadata": dict(session.metadata),
+        "origin": session.origin,
+        "context": session.context_id,
+        "retention": session.retention,
         "kv_retention_seconds": session.kv_retention_seconds,
         "log_retention_seconds": session.log_retention_seconds,
+        "expires_at": session.expires_at // _US,
+        "kv_expires_at": kv_expires_at(session),
     }
 
 
@@ -213,14 +271,22 @@ def turn_object(turn: Turn, session_id: SessionId | str) -> dict[str, Any]:
         "session_id": session_id,
         "number": turn.number,
         "messages": list(turn.messages),
-        "message": dict(turn.reply),
+        "message": None if turn.reply is None else dict(turn.reply),
         "output_ids": turn.output_ids.tolist(),
         "logprobs": turn.logprobs,
-        "finish_reason": turn.finish_reason,
+        "top_logprobs": None
+        if turn.top_logprobs is None
+        else [alternatives(one) for one in turn.top_logprobs],
+        "finish_reason": _finish_reason(turn),
         "usage": dict(turn.usage),
         "rebased": turn.rebased,
         "created_at": turn.created_at // _US,
     }
+
+
+def alternatives(likeliest: Iterable[tuple[int, float]]) -> list[dict[str, Any]]:
+    """See `AlternativeObject`."""
+    return [{"token_id": token, "logprob": logprob} for token, logprob in likeliest]
 
 
 def list_object(items: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
@@ -278,12 +344,24 @@ def residency_object(session_id: str, found: SessionResidency) -> dict[str, Any]
     }
 
 
-def deletion_object(session_id: str, freed: Freed) -> dict[str, Any]:
-    """See `DeletionObject`."""
+def deletion_object(
+    deleted_id: str, freed: Freed, kind: Literal["session", "context"] = "session"
+) -> dict[str, Any]:
+    """See `DeletionObject` and `ContextDeletionObject`."""
     return {
-        "id": session_id,
-        "object": "session.deleted",
+        "id": deleted_id,
+        "object": f"{kind}.deleted",
         "deleted": True,
         "pages_deleted": freed.pages,
         "bytes_deleted": freed.bytes,
     }
+
+
+def kv_expires_at(session: Session) -> int:
+    """Until when the session's KV is promised, in seconds since the epoch."""
+    return session.updated_at // _US + session.kv_retention_seconds
+
+
+def _finish_reason(turn: Turn) -> str:
+    called = turn.reply is not None and turn.reply.get("tool_calls")
+    return "tool_calls" if called and turn.finish_reason == "stop" else turn.finish_reason

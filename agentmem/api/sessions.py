@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -11,26 +9,27 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from agentmem.api import objects
-from agentmem.api.auth import current_tenant
+from agentmem.api.auth import current_caller, current_tenant
+from agentmem.api.retries import retry_key
 from agentmem.api.schemas import SessionCreateBody, SessionForkBody, TurnCreateBody
-from agentmem.api.sse import stream_turn
+from agentmem.api.turns import stream_turn
+from agentmem.api.usage import CACHE_HEADER, cache_header
+from agentmem.api.waiting import nobody_there, results_or_disconnect
 from agentmem.catalog.ids import is_id
-from agentmem.catalog.records import Turn
 from agentmem.core import TenantId
 from agentmem.errors import InvalidRequest
-from agentmem.sessions.runs import Listener
+from agentmem.sessions.requests import Caller, InSession, RetryKey
 from agentmem.sessions.service import SessionsService
 from agentmem.telemetry import bind_log_fields
 
 LIST_MAX = 100
-_CLIENT_CLOSED_REQUEST = 499
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     texts = {
         400: "The request cannot be carried out as sent; `param` names the field.",
         401: "The API key is missing or not valid.",
-        404: "No such session of this tenant.",
+        404: "No such session, model or context of this tenant.",
         409: "The session is running another turn (see Retry-After), or `expected_turn` conflicts.",
         413: "The body is too large.",
         503: "No worker is ready, or it failed; see Retry-After.",
@@ -41,6 +40,8 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+CurrentCaller = Annotated[Caller, Depends(current_caller)]
+Retry = Annotated[RetryKey | None, Depends(retry_key)]
 Tenant = Annotated[TenantId, Depends(current_tenant)]
 Limit = Annotated[int, Query(ge=1, le=LIST_MAX)]
 After = Annotated[str | None, Query(description="Id of the last item already seen.")]
@@ -62,16 +63,19 @@ def _add_session_routes(router: APIRouter, service: SessionsService) -> None:
         status_code=201,
         summary="Create a session",
         response_model=objects.SessionObject,
-        responses=_errors(413, 503),
+        responses=_errors(404, 413, 503),
     )
     async def create_session(tenant: Tenant, body: SessionCreateBody | None = None) -> Response:
         body = body or SessionCreateBody()
+        body.check()
         view = await service.create(
             tenant,
             model=body.model,
             metadata=body.metadata,
             kv_retention_seconds=body.kv_retention_seconds,
             log_retention_seconds=body.log_retention_seconds,
+            retention=body.retention,
+            context_id=body.context,
         )
         return JSONResponse(objects.session_object(view), 201)
 
@@ -85,7 +89,7 @@ def _add_session_routes(router: APIRouter, service: SessionsService) -> None:
         tenant: Tenant, limit: Limit = 20, after: After = None, order: Order = "desc"
     ) -> Response:
         page = await service.list_sessions(
-            tenant, after=_cursor(after, "ses"), limit=limit, descending=order == "desc"
+            tenant, after=cursor(after, "ses"), limit=limit, descending=order == "desc"
         )
         items = [objects.session_object(view) for view in page.items]
         return JSONResponse(objects.list_object(items, has_more=page.has_more))
@@ -136,19 +140,22 @@ def _add_turn_routes(router: APIRouter, service: SessionsService) -> None:
         responses=_errors(404, 409, 413, 503),
     )
     async def create_turn(
-        request: Request, tenant: Tenant, session_id: str, body: TurnCreateBody
+        request: Request,
+        caller: CurrentCaller,
+        retry: Retry,
+        session_id: str,
+        body: TurnCreateBody,
     ) -> Response:
         bind_log_fields(session_id=session_id)
-        listener = await service.begin_turn(tenant, session_id, body.request())
+        asked = body.request()
+        listener = await service.begin(caller, InSession(session_id), asked, retry=retry)
         if body.stream:
-            return stream_turn(listener, session_id, logprobs=body.logprobs)
-        try:
-            turn = await _result_or_disconnect(request, listener)
-        finally:
-            listener.close()
-        if turn is None:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        return JSONResponse(objects.turn_object(turn, session_id), 201)
+            return stream_turn(listener, session_id, asked)
+        turns = await results_or_disconnect(request, [listener])
+        if turns is None:
+            return nobody_there()
+        headers = {CACHE_HEADER: cache_header(turns[0])}
+        return JSONResponse(objects.turn_object(turns[0], session_id), 201, headers)
 
     @router.get(
         "/{session_id}/turns",
@@ -166,7 +173,7 @@ def _add_turn_routes(router: APIRouter, service: SessionsService) -> None:
         turns, has_more = await service.list_turns(
             tenant,
             session_id,
-            after=_cursor(after, "turn"),
+            after=cursor(after, "turn"),
             limit=limit,
             descending=order == "desc",
         )
@@ -206,27 +213,8 @@ def _add_memory_routes(router: APIRouter, service: SessionsService) -> None:
         return JSONResponse(objects.residency_object(session_id, found))
 
 
-async def _result_or_disconnect(request: Request, listener: Listener) -> Turn | None:
-    """The committed turn, or None when the caller leaves first."""
-    result = asyncio.ensure_future(listener.result())
-    gone = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
-        return await result if result.done() else None
-    finally:
-        for waiting in (result, gone):
-            if not waiting.done():
-                waiting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await waiting
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _cursor(after: str | None, prefix: str) -> str | None:
+def cursor(after: str | None, prefix: str) -> str | None:
+    """An `after` that could be an id of this kind. Raises InvalidRequest."""
     if after is not None and not is_id(after, prefix):
         raise InvalidRequest("It is not an id to go on after.", param="after")
     return after

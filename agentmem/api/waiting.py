@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
@@ -28,7 +29,7 @@ async def results_or_disconnect(
     """
     results = [asyncio.ensure_future(listener.result()) for listener in listeners]
     gone = asyncio.ensure_future(_disconnect(request))
-    waiting: set[asyncio.Future[object]] = {gone, *results}
+    waiting: set[asyncio.Future[Any]] = {gone, *results}
     try:
         while not gone.done() and not all(result.done() for result in results):
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -36,9 +37,10 @@ async def results_or_disconnect(
                 one.result()  # one that failed fails them all
         return None if gone.done() and waiting else [result.result() for result in results]
     finally:
-        for one in (gone, *results):
+        tasks: list[asyncio.Future[Any]] = [gone, *results]
+        for one in tasks:
             one.cancel()
-        await asyncio.gather(gone, *results, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for listener in listeners:
             listener.close()
 
