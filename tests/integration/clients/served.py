@@ -24,6 +24,8 @@ _START_SECONDS_MAX = 60.0
 _STOP_SECONDS_MAX = 60.0
 # Where something happened that nobody foresaw, or the catalog did not do as it should.
 _ALARMING = ("error", "critical")
+# What uvicorn and the standard library say, in plain lines, of what is well.
+_HARMLESS = ("INFO ", "WARNING uvicorn.error Invalid HTTP request received.")
 
 
 class ServedGateway:
@@ -100,7 +102,7 @@ class ServedGateway:
             try:
                 level = json.loads(line)["level"]
             except (ValueError, KeyError, TypeError):
-                if not line.startswith("INFO "):
+                if not line.startswith(_HARMLESS):
                     found.append(line)
                 continue
             if level in _ALARMING:
