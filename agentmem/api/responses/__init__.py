@@ -1,0 +1,1 @@
+"""The Responses API: bodies, objects, events and routes."""
