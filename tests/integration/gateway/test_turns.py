@@ -95,7 +95,7 @@ class TestLog:
 
 
 class TestRebase:
-    async def test_a_trimmed_reply_keeps_the_prompt(
+    async def test_a_reply_that_the_template_trims_stays_as_sampled(
         self, settings: Settings, tmp_path: Path
     ) -> None:
         tokenizer = write_tokenizer(tmp_path / "trimming", template=TRIMMING_TEMPLATE)
@@ -110,15 +110,27 @@ class TestRebase:
             first = await client.turn(session, "hello", max_tokens=50)
             assert first["message"]["content"] == "  spaced out  "
             second = await client.turn(session, "again")
-            assert second["rebased"]
+            assert not second["rebased"]
             prompts = [list(call.token_ids) for call in gateway.engine.calls]
-            assert prompts[1][: len(prompts[0])] == prompts[0]
-            text = chat.decode(prompts[1], special=True)
-            assert "<|im_start|>assistant\nspaced out<|im_end|>" in text
-            shown = await client.get(session)
-            assert shown["rebases"] == 1
-            assert shown["tokens"] == len(prompts[1]) + len(second["output_ids"])
+            log = prompts[0] + first["output_ids"]
+            assert prompts[1][: len(log)] == log
             assert await log_of(gateway, client, session) == prompts[1] + second["output_ids"]
+
+    async def test_other_instructions_keep_the_beginning(
+        self, gateway: RunningGateway, client: Client
+    ) -> None:
+        session = await client.create()
+        first = await client.turn(session, "hello", instructions="Be brief, and kind.")
+        second = await client.turn(session, "again")
+        assert not second["rebased"], "instructions stay until others are given"
+        third = await client.turn(session, "more", instructions="Be brief, and rude.")
+        assert third["rebased"]
+        prompts = [list(call.token_ids) for call in gateway.engine.calls]
+        shared = sum(1 for a, b in zip(prompts[0], prompts[2], strict=False) if a == b)
+        assert 0 < shared < first["usage"]["prompt_tokens"]
+        shown = await client.get(session)
+        assert shown["rebases"] == 1
+        assert shown["tokens"] == len(prompts[2]) + len(third["output_ids"])
 
     async def test_a_stop_string_is_cut_from_the_reply_and_the_log_rebased(
         self, gateway: RunningGateway, client: Client
@@ -142,24 +154,18 @@ class TestRebase:
         assert head.keep == kept
 
     async def test_claims_of_pages_that_the_log_lost_are_given_up(
-        self, settings: Settings, tmp_path: Path
+        self, gateway: RunningGateway, client: Client
     ) -> None:
-        tokenizer = write_tokenizer(tmp_path / "trimming", template=TRIMMING_TEMPLATE)
-        chat = Chat.load(tokenizer)
-        async with (
-            running_gateway(settings, tokenizer=tokenizer) as gateway,
-            await gateway.client("acme") as client,
-        ):
-            words = " the agent comes back after an hour, a day or a month" * 3
-            gateway.engine.script.replies.append(tuple(chat.encode_now(words)))
-            session = await client.create()
-            await client.turn(session, "hello", max_tokens=500)
-            await until(lambda: bool(gateway.pages.claims.get(session)))
-            before = set(gateway.pages.claims[session])
-            await client.turn(session, "again")
-            await until(lambda: not before <= gateway.pages.claims[session])
-            prompt = len(gateway.engine.calls[0].token_ids)
-            assert len(before & gateway.pages.claims[session]) == prompt // PAGE_TOKENS
+        session = await client.create()
+        beginning = "Be brief, and kind, and wise, as a good agent is. " * 3
+        first = await client.turn(session, "hello " * 40, instructions=beginning)
+        await until(lambda: bool(gateway.pages.claims.get(session)))
+        before = set(gateway.pages.claims[session])
+        second = await client.turn(session, "again", instructions=beginning + "And quick.")
+        assert second["rebased"]
+        await until(lambda: not before <= gateway.pages.claims[session])
+        kept = len(before & gateway.pages.claims[session])
+        assert 0 < kept < first["usage"]["prompt_tokens"] // PAGE_TOKENS
 
 
 class TestStream:
