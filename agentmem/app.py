@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from agentmem.api.application import create_application
 from agentmem.api.auth import Authenticator
 from agentmem.api.keys import new_api_key
 from agentmem.catalog import Catalog, migrate
-from agentmem.catalog.records import Worker
+from agentmem.catalog.records import Tenant, Worker
 from agentmem.config import Settings
 from agentmem.engine.base import Engine
 from agentmem.errors import ConfigurationInvalid, WorkerUnavailable
@@ -143,6 +143,30 @@ def create_tenant(settings: Settings, name: str) -> str:
     return asyncio.run(_with_catalog(settings, create))
 
 
+def set_tenant_models(
+    settings: Settings,
+    tenant: str,
+    *,
+    default_model: str | None = None,
+    model_aliases: Sequence[str] | None = None,
+) -> Tenant:
+    """Sets which model a tenant (its name or id) gets by default and which names mean it.
+
+    None leaves a value as it is; an empty one gives it back to the gateway's settings. Returns
+    the tenant as it is now. Raises NotFound, or InvalidRequest for names that can be none.
+    """
+
+    async def change(catalog: Catalog) -> Tenant:
+        async with catalog.transaction() as tx:
+            found = await tx.tenants.get(tenant)
+            default = found.default_model if default_model is None else default_model or None
+            aliases = found.model_aliases if model_aliases is None else model_aliases or None
+            await tx.tenants.set_models(found.id, default_model=default, model_aliases=aliases)
+            return await tx.tenants.get(found.id)
+
+    return asyncio.run(_with_catalog(settings, change))
+
+
 def create_key(settings: Settings, tenant: str, *, name: str = "") -> str:
     """Creates an API key of a tenant (its name or id) and returns it: it is not stored.
 
@@ -241,6 +265,7 @@ def _limits(settings: Settings) -> Limits:
         turn_seconds_max=settings.turn_seconds_max,
         turn_tokens_default=settings.turn_tokens_default,
         hibernate_seconds_max=settings.hibernate_seconds_max,
+        idle_hibernate_seconds=settings.idle_hibernate_seconds,
         lease_seconds=settings.lease_seconds,
         kv_retention_seconds=settings.kv_retention_seconds,
         log_retention_seconds=settings.log_retention_seconds,

@@ -94,6 +94,31 @@ def tenant_create(name: str, /, *, data_dir: DataDir = None) -> None:
     print(create_tenant(_settings(data_dir=data_dir), name))
 
 
+@tenant.command(name="set")
+def tenant_set(
+    tenant: str,
+    /,
+    *,
+    default_model: str | None = None,
+    alias: Annotated[list[str] | None, Parameter(negative=())] = None,
+    no_alias: Annotated[bool, Parameter(negative=())] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Set a tenant's models: what a request without a model gets, and other names for it.
+
+    --alias takes a pattern such as 'gpt-*' and may be given several times: together they replace
+    the ones before. --no-alias, or --default-model with an empty text, go back to the gateway's.
+    """
+    from agentmem.app import set_tenant_models
+
+    aliases = [] if no_alias else alias
+    changed = set_tenant_models(
+        _settings(data_dir=data_dir), tenant, default_model=default_model, model_aliases=aliases
+    )
+    print("default model:", changed.default_model or "as the gateway is set")
+    print("aliases:", ", ".join(changed.model_aliases or ()) or "as the gateway is set")
+
+
 @key.command(name="create")
 def key_create(tenant: str, /, *, data_dir: DataDir = None) -> None:
     """Create an API key of a tenant (its name or id). The key is shown this once."""

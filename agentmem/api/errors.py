@@ -104,7 +104,7 @@ def describe_error(error: AgentmemError) -> dict[str, Any]:
     param = getattr(error, "param", None)
     code = kind.code
     if isinstance(error, NotFound):
-        code = f"{error.kind}_not_found"
+        code = f"{error.kind.replace(' ', '_')}_not_found"
         if error.kind == _PREVIOUS_RESPONSE_KIND:
             message = f"No response with id {error.object_id!r} to go on after."
             param = "previous_response_id"
@@ -199,13 +199,14 @@ def _explained(
         if "json" not in content_type:
             return "Send the body as application/json.", None, "invalid_content_type"
         return "The request body must be a JSON object.", None, "invalid_type"
-    if error["type"] == "extra_forbidden":
+    kind, expected = error["type"], error.get("ctx", {}).get("expected_tags")
+    if kind == "extra_forbidden":
         return f"Unknown field {param!r}.", param, "unknown_parameter"
-    if error["type"] == "missing":
+    if kind == "missing" or (kind in _TAG_ERRORS and expected is None):
         return f"Missing field {param!r}.", param, "missing_required_parameter"
     reason = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] in _TAG_ERRORS:
-        reason = f"it takes one of {error.get('ctx', {}).get('expected_tags', 'several kinds')}"
+    if kind in _TAG_ERRORS:
+        reason = f"it takes one of {expected}"
     return f"Invalid {param!r}: {reason}.", param, "invalid_value"
 
 
@@ -228,7 +229,7 @@ def _location(error: Mapping[str, Any], body: Any) -> list[int | str]:
             continue
         path.append(part)
     if error["type"] == "missing":
-        path.append(rest[-1])
+        path.extend(rest[-1:])
     elif error["type"] in _TAG_ERRORS:
         discriminator = error.get("ctx", {}).get("discriminator", "")
         path.append(discriminator.strip("'") or "type")

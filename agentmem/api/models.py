@@ -16,6 +16,7 @@ from agentmem.core import TenantId
 from agentmem.errors import InvalidRequest, ModelNotFound
 from agentmem.sessions.service import SessionsService
 
+Tenant = Annotated[TenantId, Depends(current_tenant)]
 _NAME_CHARACTERS_MAX = 200
 _NO_DELETE = "Models are the operator's: they cannot be deleted here."
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -55,11 +56,10 @@ class ModelList(BaseModel):
 def models_router(service: SessionsService) -> APIRouter:
     """All routes below /v1/models."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
-    tenant = Annotated[TenantId, Depends(current_tenant)]
 
     @router.get("", summary="List models", response_model=ModelList, responses=_only(401))
-    async def list_models(tenant_id: tenant) -> Response:
-        return JSONResponse({"object": "list", "data": await _objects(service, tenant_id)})
+    async def list_models(tenant: Tenant) -> Response:
+        return JSONResponse({"object": "list", "data": await _objects(service, tenant)})
 
     @router.get(
         "/{model:path}",
@@ -67,13 +67,13 @@ def models_router(service: SessionsService) -> APIRouter:
         response_model=ModelObject,
         responses=_only(400, 401, 404),
     )
-    async def get_model(tenant_id: tenant, model: str) -> Response:
+    async def get_model(tenant: Tenant, model: str) -> Response:
         if "\x00" in model or not 0 < len(model) <= _NAME_CHARACTERS_MAX:
             raise InvalidRequest(
                 f"A model's name has 1 to {_NAME_CHARACTERS_MAX} characters.", param="model"
             )
-        name = await service.resolve_model(tenant_id, model)
-        for found in await _objects(service, tenant_id):
+        name = await service.resolve_model(tenant, model)
+        for found in await _objects(service, tenant):
             if found["id"] == name:
                 return JSONResponse(found)
         raise ModelNotFound(model)

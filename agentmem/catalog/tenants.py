@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select
+from collections.abc import Sequence
+
+from sqlalchemy import insert, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
@@ -10,6 +12,8 @@ from agentmem.catalog.ids import new_id, now_us
 from agentmem.catalog.records import Tenant
 from agentmem.core import TenantId
 from agentmem.errors import InvalidRequest, NotFound
+
+_MODEL_CHARACTERS_MAX = 200
 
 
 class Tenants:
@@ -31,6 +35,35 @@ class Tenants:
             )
         )
         return tenant
+
+    async def set_models(
+        self,
+        tenant_id: TenantId,
+        *,
+        default_model: str | None,
+        model_aliases: Sequence[str] | None,
+    ) -> None:
+        """What the tenant's requests mean by no model at all, and by names of no served model.
+
+        `model_aliases` are shell patterns that mean the default model. None: the gateway's.
+        Raises InvalidRequest for names and patterns that can be none.
+        """
+        for text in (*(model_aliases or ()), *(() if default_model is None else (default_model,))):
+            if not text.strip() or len(text) > _MODEL_CHARACTERS_MAX or "\x00" in text:
+                raise InvalidRequest(
+                    f"A model's name or pattern has 1 to {_MODEL_CHARACTERS_MAX} characters, "
+                    f"not {text!r}.",
+                    param="model",
+                )
+        table = tables.tenants
+        await self._connection.execute(
+            update(table)
+            .where(table.c.id == tenant_id)
+            .values(
+                default_model=default_model,
+                model_aliases=null() if model_aliases is None else list(model_aliases),
+            )
+        )
 
     async def find(self, name_or_id: str) -> Tenant | None:
         """A tenant by its name or id."""

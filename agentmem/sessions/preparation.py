@@ -8,7 +8,7 @@ from agentmem.catalog.ids import new_id, now_us
 from agentmem.catalog.records import Session, Worker
 from agentmem.core import TurnId
 from agentmem.engine.output import OutputSpec
-from agentmem.errors import ContextOverflow
+from agentmem.errors import ContextOverflow, InvalidRequest
 from agentmem.sessions.bases import Base, Bases, conversation_hash
 from agentmem.sessions.chat import Chat
 from agentmem.sessions.context import Context
@@ -72,6 +72,7 @@ class Preparation:
         base = replace(base, session=_retained(base.session, request))
         worker = await self._context.router.choose(base.session.model, base.session.worker_id)
         chat = await self._context.chat(worker)
+        _check_bias(chat, request)
         now = now_us()
         log = await self._context.log_at(base.session.tenant_id, base.turn_id, chat, now_us=now)
         framing = _framing(log, base, request.framing)
@@ -144,6 +145,15 @@ class _Place:
 def window(worker: Worker) -> int:
     """The most tokens that prompt and reply may have together on this worker."""
     return min(worker.context_tokens, worker.hbm_tokens or worker.context_tokens)
+
+
+def _check_bias(chat: Chat, request: TurnRequest) -> None:
+    for token in request.logit_bias:
+        if token >= chat.vocabulary_size:
+            raise InvalidRequest(
+                f"logit_bias names token {token}; the model has {chat.vocabulary_size} tokens.",
+                param="logit_bias",
+            )
 
 
 def _framing(log: Log, base: Base, framing: Framing) -> Framing:

@@ -14,7 +14,7 @@ from agentmem.errors import InvalidRequest, NotFound
 from agentmem.sessions.bases import whole_conversation
 from agentmem.sessions.service import SessionsService
 
-_KIND = "chat_completion"
+_KIND = "chat completion"
 
 
 class StoredCompletions:

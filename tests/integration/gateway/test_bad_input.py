@@ -100,7 +100,8 @@ class TestBodies:
             ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
             ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
             ({"messages": [{"role": "user", "content": "a\x00b"}]}, "messages[0].content"),
-            ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
+            ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages[0].name"),
+            ({"messages": [{"role": "user", "content": "x", "nme": "y"}]}, "messages[0].nme"),
             ({"messages": ["hello"]}, "messages[0]"),
             ({"max_tokens": 0}, "max_tokens"),
             ({"max_tokens": -1}, "max_tokens"),
@@ -123,7 +124,12 @@ class TestBodies:
             ({"stream": "yes"}, "stream"),
             ({"expected_turn": 0}, "expected_turn"),
             ({"expected_turn": "1"}, "expected_turn"),
-            ({"tools": []}, "tools"),
+            ({"tools": {}}, "tools"),
+            ({"tools": [{}]}, "tools[0].type"),
+            ({"tool_choice": "required"}, "tool_choice"),
+            ({"top_logprobs": 1}, "top_logprobs"),
+            ({"logit_bias": {"x": 1}}, "logit_bias.x"),
+            ({"logit_bias": {"999999": 1}}, "logit_bias"),
             ({"mesages": []}, "mesages"),
         ],
     )
@@ -144,7 +150,8 @@ class TestBodies:
         [
             ({"model": 5}, "model"),
             ({"model": ""}, "model"),
-            ({"model": "gpt-unknown"}, "model"),
+            ({"retention": "forever"}, "retention"),
+            ({"retention": "standard", "kv_retention_seconds": 1}, "retention"),
             ({"metadata": {"a": 1}}, "metadata.a"),
             ({"metadata": {"a": "\x00"}}, "metadata.a"),
             ({"metadata": {"a": "x" * 513}}, "metadata.a"),
@@ -162,6 +169,12 @@ class TestBodies:
         error = check_error(await client.http.post(SESSIONS, json=body), 400)
         assert error["param"] == param
         assert (await client.http.get(SESSIONS)).json() == before
+
+    async def test_a_model_that_is_not_served(self, client: Client) -> None:
+        response = await client.http.post(SESSIONS, json={"model": "robot-1"})
+        error = check_error(response, 404)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+        assert response.headers["x-should-retry"] == "false"
 
     @pytest.mark.parametrize(
         ("body", "param"), [({"turn": -1}, "turn"), ({"turn": 2}, "turn"), ({"at": 1}, "at")]
