@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         4096, ge=1, description="max_tokens where the caller sets none."
     )
     hibernate_seconds_max: float = Field(60.0, description="Deadline of hibernate.")
+    idle_hibernate_seconds: float = Field(
+        600.0, ge=0, description="Idle time after which a session hibernates by itself; 0: never."
+    )
     lease_seconds: float = Field(
         15.0, gt=0, description="Term of a session's lease; renewed at a third."
     )

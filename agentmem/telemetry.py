@@ -77,6 +77,20 @@ class Metrics:
         self.durability_given_up = self._counter(
             "durability_given_up", "Logs whose pages did not become durable in time."
         )
+        self.hibernations = self._counter(
+            "sessions_hibernated", "Sessions hibernated, by cause: asked or idle.", "cause"
+        )
+        self.expired = self._counter(
+            "expired", "What was deleted at the end of its term, by kind.", "kind"
+        )
+        self.lapse_failures = self._counter(
+            "lapse_failures", "Sessions left for a later attempt, by what was tried.", "operation"
+        )
+        self.durability_oldest = Gauge(
+            "agentmem_durability_oldest_seconds",
+            "Age of the oldest log whose pages are claimed and not all durable yet; 0: none.",
+            registry=self.registry,
+        )
         self.ttft = self._histogram(
             "ttft_seconds", "Request to first token.", _TTFT_BUCKETS, "model"
         )

@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from agentmem.catalog.contexts import Contexts
 from agentmem.catalog.items import Items
 from agentmem.catalog.keys import Keys
+from agentmem.catalog.lapsing import Lapsing
 from agentmem.catalog.leases import Leases
 from agentmem.catalog.responses import Responses
 from agentmem.catalog.retries import Retries
@@ -58,6 +59,7 @@ class Transaction:
         self.usage_events = UsageEvents(connection)
         self.retries = Retries(connection)
         self.contexts = Contexts(connection)
+        self.lapsing = Lapsing(connection)
 
 
 class Catalog:

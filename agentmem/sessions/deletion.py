@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agentmem.catalog import Transaction
-from agentmem.catalog.records import Session, Turn
-from agentmem.core import PageKey, TenantId, TurnId
+from agentmem.catalog.records import Lease, Session, Turn
+from agentmem.core import PageKey, SessionId, TenantId, TurnId
 from agentmem.errors import NotFound
 from agentmem.sessions.bases import checked_id
 from agentmem.sessions.context import Context, session_fingerprint
@@ -38,12 +38,30 @@ class Deletion:
         are then 0.
         """
         async with self._leases.holding(tenant_id, checked_id(session_id)) as (session, lease):
-            keys = await self.page_keys(session)
-            await self._tracker.forget(session.id)
-            async with self._context.catalog.transaction() as tx:
-                unclaim_id = await self._delete_rows(tx, session, keys)
-            self._leases.released(lease)
+            unclaim_id, keys = await self._delete_held(session, lease)
         return await self._let_go(session, unclaim_id, keys)
+
+    async def expire(self, tenant_id: TenantId, session_id: SessionId, *, now_us: int) -> bool:
+        """Deletes a session if its term was over by then; False: it was prolonged meanwhile.
+
+        Raises NotFound or SessionBusy.
+        """
+        async with self._leases.holding(tenant_id, session_id) as (session, lease):
+            if session.expires_at > now_us:
+                return False
+            unclaim_id, keys = await self._delete_held(session, lease)
+        await self._let_go(session, unclaim_id, keys)
+        return True
+
+    async def _delete_held(
+        self, session: Session, lease: Lease
+    ) -> tuple[str | None, list[PageKey]]:
+        keys = await self.page_keys(session)
+        await self._tracker.forget(session.id)
+        async with self._context.catalog.transaction() as tx:
+            unclaim_id = await self._delete_rows(tx, session, keys)
+        self._leases.released(lease)
+        return unclaim_id, keys
 
     async def retract(self, tenant_id: TenantId, turn_id: str) -> Freed:
         """A turn's response was deleted: takes the turn out of the log, if it is its end.

@@ -1,7 +1,8 @@
 """Durability without being asked: claims a log's pages after each turn and sees them land.
 
 One loop looks after all sessions of this gateway. A node agent that is down fails no turn: the
-loop tries again until the deadline, and the session's next turn or hibernate starts over.
+loop tries again until the deadline; `Lapse` starts over with what is behind then, as it does with
+what a gateway left behind that was killed between a commit and its claim.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from agentmem.telemetry import Metrics, get_logger
 _log = get_logger("agentmem.sessions.durability")
 _FIRST_DELAY_SECONDS = 0.02
 _DELAY_SECONDS_MAX = 1.0
+_FAREWELL_SECONDS = 5.0
 WATCHED_MAX = 10_000
 
 
@@ -29,7 +31,7 @@ class Watched:
     """A log whose pages are to become durable.
 
     `keys` are those of its floor((L-1)/page) pages; the first `durable_pages` of them are known
-    to be durable, and recorded as such.
+    to be durable, and recorded as such. `age_seconds`: how old the log was when watching began.
     """
 
     tenant_id: TenantId
@@ -38,6 +40,7 @@ class Watched:
     keys: Sequence[PageKey]
     page_tokens: int
     expires_at: float
+    age_seconds: float = 0.0
     started: float = 0.0
     claimed: bool = False
     durable_pages: int = 0
@@ -67,6 +70,16 @@ class DurabilityTracker:
         self._watched[item.session_id] = item
         self._wake.set()
 
+    def is_watched(self, session_id: SessionId) -> bool:
+        """Whether a log of this session is being looked after."""
+        return session_id in self._watched
+
+    def oldest_seconds(self) -> float:
+        """Age of the oldest log that is watched; 0 when all are durable."""
+        now = time.monotonic()
+        ages = (now - item.started + item.age_seconds for item in self._watched.values())
+        return max(ages, default=0.0)
+
     async def forget(self, session_id: SessionId) -> None:
         """Stops watching; when this returns, no claim of the session is on its way any more."""
         self._watched.pop(session_id, None)
@@ -90,7 +103,14 @@ class DurabilityTracker:
         return True
 
     async def run(self) -> None:
-        """Works until cancelled."""
+        """Works until cancelled; then claims what is not claimed yet, so that the node agent goes
+        on without this gateway."""
+        try:
+            await self._work()
+        finally:
+            await self._claim_rest()
+
+    async def _work(self) -> None:
         while True:
             self._wake.clear()
             next_due = min((item.due for item in self._watched.values()), default=None)
@@ -111,7 +131,7 @@ class DurabilityTracker:
             _log.warning("durability unknown", session_id=item.session_id, error=error.message)
             done = False
         if done:
-            self._metrics.durability_lag.observe(time.monotonic() - item.started)
+            self._metrics.durability_lag.observe(time.monotonic() - item.started + item.age_seconds)
             self._forget_item(item)
         elif time.monotonic() - item.started > self._give_up_seconds:
             self._forget_item(item)
@@ -125,6 +145,14 @@ class DurabilityTracker:
         else:
             item.due = time.monotonic() + item.delay
             item.delay = min(2 * item.delay, _DELAY_SECONDS_MAX)
+
+    async def _claim_rest(self) -> None:
+        left = [item for item in self._watched.values() if not item.claimed]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                for item in left:
+                    if not await self.claim_now(item):
+                        return  # the next gateway claims, once the agent answers
 
     async def _advance(self, item: Watched) -> bool:
         if not item.claimed and not await self.claim_now(item):

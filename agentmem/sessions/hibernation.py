@@ -76,13 +76,41 @@ class Hibernation:
                 worker = await self._make_last_page(session, ids, deadline)
             keys, page_tokens = self._expected(session, ids, worker)
             if keys:
-                await self._wait_durable(session, ids, keys, deadline)
+                expires_at = time.time() + session.kv_retention_seconds
+                await self._wait_durable(session, ids, keys, deadline, expires_at)
             await self._let_go(session)
             position = len(keys) * page_tokens
             await self._record(session, "hibernated", worker, position)
+            self._context.metrics.hibernations.labels("asked").inc()
             size = position * await self._bytes_per_token(session, worker)
             seconds = time.perf_counter() - begun
             return Hibernated(len(keys), size, len(ids), seconds, position)
+
+    async def hibernate_idle(self, session: Session) -> bool:
+        """Hibernates a session that nobody used for a while; False when somebody does again.
+
+        The lease is taken only when the pages are durable, for the moment of letting go, so that
+        no turn is refused for the sake of this. The claim ends when it did before: what nobody
+        asked for prolongs no term; where the term is over, nothing has to be durable any more.
+        Raises what `hibernate` raises; never makes a page at the log's edge.
+        """
+        deadline = time.perf_counter() + self._context.limits.hibernate_seconds_max
+        ids = await self._context.log_ids(session)
+        keys, page_tokens = self._expected(session, ids, None)
+        expires_at = session.updated_at / 1e6 + session.kv_retention_seconds
+        position = session.durable_position
+        if keys and expires_at > time.time():
+            await self._wait_durable(session, ids, keys, deadline, expires_at)
+            position = max(position, len(keys) * page_tokens)
+        async with self._leases.holding(session.tenant_id, session.id) as (current, _lease):
+            if (current.updated_at, current.head_turn_id) != (
+                session.updated_at,
+                session.head_turn_id,
+            ):
+                return False
+            await self._let_go(session)
+            async with self._context.catalog.transaction(durable=False) as tx:
+                return await tx.lapsing.set_hibernated(session, position=position)
 
     async def resume(self, tenant_id: TenantId, session_id: str) -> Resumed:
         """Sends the log without asking for tokens, so that the next turn finds it in HBM.
@@ -149,14 +177,18 @@ class Hibernation:
         return keys[:pages], page_tokens
 
     async def _wait_durable(
-        self, session: Session, ids: array[int], keys: Sequence[PageKey], deadline: float
+        self,
+        session: Session,
+        ids: array[int],
+        keys: Sequence[PageKey],
+        deadline: float,
+        expires_at: float,
     ) -> None:
-        """An agent that is being started again is waited for, within the deadline."""
+        """Claims until `expires_at`, and waits; for an agent that is being started again, too."""
         claimed = remade = False
         while True:
             try:
                 if not claimed:
-                    expires_at = time.time() + session.kv_retention_seconds
                     await self._context.pages.claim(session.id, keys, expires_at)
                     claimed = True
                 left = max(0.0, deadline - time.perf_counter())

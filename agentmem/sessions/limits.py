@@ -12,6 +12,7 @@ class Limits:
     turn_seconds_max: float = 600.0
     turn_tokens_default: int = 256
     hibernate_seconds_max: float = 60.0
+    idle_hibernate_seconds: float = 600.0
     lease_seconds: float = 15.0
     kv_retention_seconds: int = 43_200
     log_retention_seconds: int = 2_592_000

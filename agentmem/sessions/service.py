@@ -19,6 +19,7 @@ from agentmem.sessions.creation import Creation
 from agentmem.sessions.deletion import Deletion
 from agentmem.sessions.durability import DurabilityTracker
 from agentmem.sessions.hibernation import Hibernated, Hibernation, Resumed
+from agentmem.sessions.lapse import Lapse
 from agentmem.sessions.leases import LeaseKeeper
 from agentmem.sessions.models import Models, ServedModel
 from agentmem.sessions.ports import Freed
@@ -55,6 +56,7 @@ class SessionsService:
         self._hibernation = Hibernation(context, self._leases, self._tracker)
         self._models = Models(context)
         self._deletion = Deletion(context, self._leases, self._tracker, self._unclaimer)
+        self._lapse = Lapse(context, self._tracker, self._hibernation, self._deletion)
         bases = self._turns.bases
         self._creation = Creation(context, bases, self._models, self._tracker, self._deletion)
         self.contexts = Contexts(
@@ -77,7 +79,7 @@ class SessionsService:
         await self._leases.free_dead()
         loops = [
             asyncio.create_task(loop.run())
-            for loop in (self._leases, self._tracker, self._unclaimer)
+            for loop in (self._leases, self._tracker, self._unclaimer, self._lapse)
         ]
         try:
             yield

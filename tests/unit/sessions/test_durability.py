@@ -31,6 +31,11 @@ class Bench:
         self.pages = InMemoryPages(fake_fingerprint(PAGE), page_bytes=1)
         self.keys = keys_of_hashes(self.pages.fingerprint, HASHES)
         self.tracker = DurabilityTracker(catalog, self.pages, self.metrics, give_up_seconds=0.3)
+        self.loop = asyncio.create_task(self.tracker.run())
+
+    def stop(self) -> None:
+        """Ends the tracker's loop."""
+        self.loop.cancel()
 
     def item(self) -> Watched:
         ids = (self.session.tenant_id, self.session.id, self.turn.id)
@@ -63,11 +68,10 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         await tx.turns.insert(turn)
         assert await tx.sessions.advance(session, turn, make_worker()) == 0
     made = Bench(catalog, session, turn)
-    loop = asyncio.create_task(made.tracker.run())
     yield made
-    loop.cancel()
+    made.stop()
     with contextlib.suppress(asyncio.CancelledError):
-        await loop
+        await made.loop
     await catalog.aclose()
 
 
@@ -138,3 +142,30 @@ async def test_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None
         bench.tracker.watch(item)
     assert bench.tracker.watching == 2
     assert bench.metrics.durability_given_up._value.get() == 1
+
+
+async def test_a_gateway_that_ends_claims_what_it_has_not(bench: Bench) -> None:
+    bench.pages.down = True
+    bench.tracker.watch(bench.item())
+    await asyncio.sleep(0.1)
+    assert bench.pages.claims == {}
+    bench.pages.down = False
+    bench.stop()
+    with contextlib.suppress(asyncio.CancelledError):
+        await bench.loop
+    assert bench.pages.claims == {bench.session.id: set(bench.keys)}
+
+
+async def test_the_oldest_log_counts_from_its_commit(bench: Bench) -> None:
+    assert bench.tracker.oldest_seconds() == 0.0
+    bench.pages.durable_delay_seconds = 0.1
+    bench.pages.offer(HASHES)
+    item = bench.item()
+    item.age_seconds = 50.0
+    bench.tracker.watch(item)
+    assert bench.tracker.is_watched(bench.session.id)
+    await asyncio.sleep(0.05)
+    assert 50.0 < bench.tracker.oldest_seconds() < 51.0
+    await bench.done()
+    assert bench.tracker.oldest_seconds() == 0.0
+    assert bench.metrics.durability_lag._sum.get() > 50.0
