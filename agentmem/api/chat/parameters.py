@@ -52,7 +52,7 @@ CHAT = Surface(
         _no("web_search_options", "Hosted tools are not supported: bring your own as functions."),
     ),
     (
-        _yes("top_k"),
+        _yes("top_k", "samples from so many of the likeliest tokens"),
         _yes("ignore_eos", "goes on to `max_tokens` whatever is sampled"),
         _yes("context", "id of a context to begin with"),
         _yes("retention", "ephemeral, standard, persistent or archive"),
