@@ -64,11 +64,17 @@ class Lapse:
         """Works until cancelled."""
         idle_seconds = self._context.limits.idle_hibernate_seconds
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(_every(WATCH_SECONDS, self.watch_behind))
+            loops.create_task(self._watch_behind_now_and_then())
             loops.create_task(_every(EXPIRE_SECONDS, self.expire))
             if idle_seconds > 0:
                 interval = min(_IDLE_SECONDS_MAX, idle_seconds / 4)
                 loops.create_task(_every(interval, self.hibernate_idle))
+
+    async def _watch_behind_now_and_then(self) -> None:
+        # At the start the young ones, too: the gateway that made them may be the one that died.
+        await _attempt(lambda: self.watch_behind(young_seconds=0.0))
+        await asyncio.sleep(WATCH_SECONDS)
+        await _every(WATCH_SECONDS, self.watch_behind)
 
     def oldest_seconds(self) -> float:
         """Age of the oldest log with a promise to be durable that is not, watched or not."""
@@ -210,11 +216,15 @@ def _promised_until(session: Session) -> float:
 async def _every(seconds: float, work: Callable[[], Awaitable[int]]) -> None:
     """Does `work` now and then; it goes on soon where there was a full batch."""
     while True:
-        found = 0
-        try:
-            found = await work()
-        except AgentmemError as error:
-            _log.error("sessions were not looked through", error=error.message)
-        except Exception:  # noqa: BLE001 - loop edge: one bad row must not end them all
-            _log.exception("sessions were not looked through")
+        found = await _attempt(work)
         await asyncio.sleep(_PAUSE_SECONDS if found >= _BATCH else seconds)
+
+
+async def _attempt(work: Callable[[], Awaitable[int]]) -> int:
+    try:
+        return await work()
+    except AgentmemError as error:
+        _log.error("sessions were not looked through", error=error.message)
+    except Exception:  # noqa: BLE001 - loop edge: one bad row must not end it for all others
+        _log.exception("sessions were not looked through")
+    return 0

@@ -52,10 +52,13 @@ class FakeWorker:
         hbm_tokens: int = 0,
         token_seconds: float = 0.0,
         parser: ParserFactory = open_hermes_parser,
+        pages: InMemoryPages | None = None,
     ) -> None:
         self._chat = Chat.load(model_path)
         fingerprint = fake_fingerprint(page_tokens)
-        self.pages = InMemoryPages(fingerprint, page_bytes=page_tokens * KV_BYTES_PER_TOKEN)
+        self.pages = pages or InMemoryPages(
+            fingerprint, page_bytes=page_tokens * KV_BYTES_PER_TOKEN
+        )
         eos = self._chat.token_id(EOS_TOKEN)
         self._turn = self._chat.token_id(TURN_TOKEN)
         self.engine = FakeEngine(

@@ -150,9 +150,16 @@ async def make_key(settings: Settings, catalog: Catalog, tenant: str) -> tuple[T
 
 @asynccontextmanager
 async def running_gateway(
-    settings: Settings, *, token_seconds: float = 0.0, tokenizer: Path | None = None
+    settings: Settings,
+    *,
+    token_seconds: float = 0.0,
+    tokenizer: Path | None = None,
+    pages: InMemoryPages | None = None,
 ) -> AsyncIterator[RunningGateway]:
-    """Starts a gateway on a free port; the catalog's schema is brought up to date first."""
+    """Starts a gateway on a free port; the catalog's schema is brought up to date first.
+
+    `pages`: the node agent that an earlier gateway left behind; a new one by default.
+    """
     await migrate(settings.catalog_url)
     path = tokenizer or settings.models_dir / "fake"
     if tokenizer is None:
@@ -163,6 +170,7 @@ async def running_gateway(
         context_tokens=settings.context_tokens or 32_768,
         hbm_tokens=settings.hbm_tokens,
         token_seconds=token_seconds,
+        pages=pages,
     )
     app = build_app(settings, engine_factory=worker.engine_for, pages=worker.pages)
     gateway: Gateway = app.state.gateway
