@@ -86,10 +86,11 @@ class EventStream(Response):
 
     async def _feed(self, send: Send) -> None:
         now = asyncio.get_running_loop().time
-        self._sent = now()
+        self._sent, self._sending = now(), True
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
+        self._sending = False
         async with contextlib.aclosing(self._events) as events:
             async for data in events:
                 self._sent, self._sending = now(), True

@@ -75,7 +75,7 @@ def deltas(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 async def test_text() -> None:
-    text = ["he said \"hi\"\n", " \u2028 é \U0001f600"]
+    text = ['he said "hi"\n', " \u2028 é \U0001f600"]
     reply = run([(TextPiece(one),) for one in text], {"content": "".join(text)})
     found = await chunks(StreamPlan("chatcmpl-1", "fake"), reply)
     assert deltas(found) == [
