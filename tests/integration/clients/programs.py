@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 CLIENTS = ROOT / "tests" / "clients"
 _SECONDS_MAX = 280.0
-_DETAIL_LINES = 40
+_DETAIL_LINES = 24
 
 
 def python_of(environment: str) -> Path:

@@ -8,10 +8,10 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-_ATTEMPTS_MAX = 60
+_ATTEMPTS_MAX = 300
 _SECONDS_MAX = 30.0
 # Where nobody listens just now (a gateway that was killed), it is tried again after this long.
-_PAUSE_SECONDS = 0.1
+_PAUSE_SECONDS = 0.2
 
 
 class Dropped(Exception):
