@@ -59,7 +59,7 @@ def durable(client: Client) -> bool:
 def test_six_turns_with_everything_killed_after_the_third(
     system: System, client: Client, tmp_path: Path
 ) -> None:
-    """Nobody asks for durability; the client sets nothing. Three ways of naming the conversation."""
+    """Nobody asks for durability, and the client sets nothing; in three ways."""
     given = environment(system, client)
     usages = {how: turns(given, how, 3, tmp_path / f"{how}.json") for how in WAYS}
     deadline = time.monotonic() + 20
