@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select
+from sqlalchemy import Row, delete, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
@@ -66,6 +66,44 @@ class Responses:
             )
         ).first()
         return None if row is None else _response(row)
+
+    async def exists(self, tenant_id: TenantId, response_id: str) -> bool:
+        """Whether there is a row with this id, stored or not."""
+        table = tables.responses
+        query = select(table.c.id).where(table.c.id == response_id, table.c.tenant_id == tenant_id)
+        return (await self._connection.execute(query)).first() is not None
+
+    async def lineage(self, tenant_id: TenantId, response_id: str) -> list[Response]:
+        """A stored response with those that it goes back to, oldest first; as far as they are
+        there. Raises NotFound for the response itself."""
+        table = tables.responses
+        mine = (table.c.tenant_id == tenant_id) & (table.c.stored == 1)
+        walk = (
+            select(table.c.id, table.c.previous_response_id, literal(0).label("depth"))
+            .where(mine, table.c.id == response_id)
+            .cte("lineage", recursive=True)
+        )
+        walk = walk.union_all(
+            select(table.c.id, table.c.previous_response_id, walk.c.depth + 1).where(
+                mine, table.c.id == walk.c.previous_response_id
+            )
+        )
+        rows = await self._connection.execute(
+            select(table).join(walk, walk.c.id == table.c.id).order_by(walk.c.depth.desc())
+        )
+        found = [_response(row) for row in rows]
+        if not found:
+            raise NotFound("response", response_id)
+        return found
+
+    async def delete_in_conversation(self, tenant_id: TenantId, conversation_id: str) -> None:
+        """Deletes the rows of all responses of a conversation, with their items."""
+        table = tables.responses
+        await self._connection.execute(
+            delete(table).where(
+                table.c.conversation_id == conversation_id, table.c.tenant_id == tenant_id
+            )
+        )
 
     async def delete(self, tenant_id: TenantId, response_id: str) -> None:
         """Deletes a stored response's row with its items. Raises NotFound."""

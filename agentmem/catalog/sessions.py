@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -74,14 +75,23 @@ class Sessions:
         return None if row is None else _session(row)
 
     async def list(
-        self, tenant_id: TenantId, *, after: str | None, limit: int, descending: bool = True
+        self,
+        tenant_id: TenantId,
+        *,
+        after: str | None,
+        limit: int,
+        descending: bool = True,
+        origin: str | None = None,
     ) -> list[Session]:
         """Up to `limit` sessions by creation, from after the session `after` on.
 
-        Raises InvalidRequest when `after` is no session of this tenant.
+        With `origin` only those that were made that way. Raises InvalidRequest when `after` is no
+        session of this tenant.
         """
         table = tables.sessions
         query = select(table).where(table.c.tenant_id == tenant_id)
+        if origin is not None:
+            query = query.where(table.c.origin == origin)
         order = tuple_(table.c.created_at, table.c.id)
         if after is not None:
             try:
@@ -189,6 +199,24 @@ class Sessions:
         await self._connection.execute(
             update(table)
             .where(table.c.id == session_id, table.c.tenant_id == tenant_id)
+            .values(**values)
+        )
+
+    async def change_metadata(self, session: Session, metadata: Mapping[str, str]) -> None:
+        """Replaces a session's metadata."""
+        await self._update(session, {"metadata": dict(metadata), "updated_at": now_us()})
+
+    async def renew(self, session: Session) -> None:
+        """Lets the session's term begin anew: something was added to what it stands for."""
+        now = now_us()
+        expires_at = now + session.log_retention_seconds * 1_000_000
+        await self._update(session, {"expires_at": expires_at, "updated_at": now})
+
+    async def _update(self, session: Session, values: dict[str, Any]) -> None:
+        table = tables.sessions
+        await self._connection.execute(
+            update(table)
+            .where(table.c.id == session.id, table.c.tenant_id == session.tenant_id)
             .values(**values)
         )
 

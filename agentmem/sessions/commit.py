@@ -255,7 +255,7 @@ async def _write_response(
         )
     )
     told = [("input", item) for item in plan.input_items]
-    told += [("output", item) for item in plan.output_items(turn)]
+    told += [("output", item) for item in plan.output_items(turn, reply.deltas)]
     await tx.items.append(
         [
             Item(item["id"], turn.tenant_id, plan.id, plan.conversation_id, kind, item, now)

@@ -8,7 +8,7 @@ from agentmem.catalog import Transaction
 from agentmem.catalog.records import Lease, Session, Turn
 from agentmem.core import PageKey, SessionId, TenantId, TurnId
 from agentmem.errors import NotFound
-from agentmem.sessions.bases import checked_id
+from agentmem.sessions.bases import checked_id, conversation_of
 from agentmem.sessions.context import Context, session_fingerprint
 from agentmem.sessions.durability import DurabilityTracker
 from agentmem.sessions.leases import LeaseKeeper
@@ -104,6 +104,11 @@ class Deletion:
     async def _delete_rows(
         self, tx: Transaction, session: Session, keys: Sequence[PageKey]
     ) -> str | None:
+        if session.origin == "conversation":
+            # Before the turns go: not every item and response has one.
+            conversation_id = conversation_of(session.id)
+            await tx.items.delete_conversation(session.tenant_id, conversation_id)
+            await tx.responses.delete_in_conversation(session.tenant_id, conversation_id)
         await tx.sessions.delete(session.tenant_id, session.id)
         if session.head_turn_id is not None:
             await tx.turns.prune(session.tenant_id, session.head_turn_id)

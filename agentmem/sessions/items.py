@@ -85,12 +85,12 @@ class _Said:
 
 
 def messages_of(
-    items: Sequence[Item], unseal: Callable[[str, int], str], *, first: int = 0
+    items: Sequence[Item], unseal: Callable[[Item, int], str], *, first: int = 0
 ) -> tuple[Message, ...]:
     """The conversation that items make. Thinking, text and calls in a row are one reply.
 
-    `unseal` opens the `encrypted_content` of item number `first` + i (compactions, and thinking
-    that comes without its text) and raises InvalidRequest where it is not ours.
+    `unseal` opens the `encrypted_content` of an item (a compaction, or thinking that comes without
+    its text), given with its number from `first` on, and raises InvalidRequest if it is not ours.
     """
     messages: list[Message] = []
     said = _Said()
@@ -163,7 +163,7 @@ def is_user_message(item: Item) -> bool:
     return bool(item["type"] == "message" and item["role"] == "user")
 
 
-def _other(item: Item, unseal: Callable[[str, int], str], index: int) -> Message:
+def _other(item: Item, unseal: Callable[[Item, int], str], index: int) -> Message:
     kind = item["type"]
     if kind == "message":
         role = "system" if item["role"] == "developer" else item["role"]
@@ -173,17 +173,16 @@ def _other(item: Item, unseal: Callable[[str, int], str], index: int) -> Message
         text = output if isinstance(output, str) else _text(output, "\n")
         return {"role": "tool", "tool_call_id": item["call_id"], "content": text}
     if kind == "compaction":
-        summary = unseal(item["encrypted_content"], index)
+        summary = unseal(item, index)
         return {"role": "user", "content": f"{SUMMARY_HEADING}\n{summary}"}
     raise InvalidRequest(f"Items of type {kind!r} are not supported.", param=f"input[{index}].type")
 
 
-def _thinking(item: Item, unseal: Callable[[str, int], str], index: int) -> str:
+def _thinking(item: Item, unseal: Callable[[Item, int], str], index: int) -> str:
     parts = item.get("content") or item.get("summary")
     if parts:
         return "".join(part["text"] for part in parts)
-    sealed = item.get("encrypted_content")
-    return unseal(sealed, index) if sealed else ""
+    return unseal(item, index) if item.get("encrypted_content") else ""
 
 
 def _call(item: Item) -> dict[str, Any]:

@@ -23,14 +23,14 @@ _PREFIX: dict[Kind, str] = {"reasoning": "rs", "message": "msg", "function_call"
 
 @dataclass(slots=True)
 class OutputItem:
-    """One item as far as it came. `text` joined is its text, thinking or arguments; `call` counts
-    the turn's calls. `logprobs` are those of a message's tokens, as the API shows them."""
+    """One item as far as it came. `index` is its place in the output, `text` its text, thinking
+    or arguments; `logprobs` are those of a message's tokens, as the API shows them."""
 
     id: str
     kind: Kind
+    index: int
     call_id: str = ""
     name: str = ""
-    call: int = -1
     parts: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
 
@@ -103,25 +103,21 @@ class Layout:
             self._held = ""
         elif not text:
             return None
-        return self._begin(OutputItem(self._id(kind), kind), text)
+        return self._begin(self._new(kind), text)
 
     def finish(self) -> Growth | None:
         """A reply that has neither text nor calls nor thinking still has a message."""
         if self.items:
             return None
-        return self._begin(OutputItem(self._id("message"), "message"), self._held)
+        return self._begin(self._new("message"), self._held)
 
     def _take_call(self, piece: ToolCallPiece) -> Growth | None:
         known = self._calls.get(piece.index)
         if known is not None:
             return _grow(known, piece.arguments) if piece.arguments else None
-        item = OutputItem(
-            self._id("function_call"),
-            "function_call",
-            call_id(self._turn_id, piece.index),
-            piece.name or "",
-            piece.index,
-        )
+        item = self._new("function_call")
+        item.call_id = call_id(self._turn_id, piece.index)
+        item.name = piece.name or ""
         self._calls[piece.index] = item
         return self._begin(item, piece.arguments)
 
@@ -131,9 +127,9 @@ class Layout:
             item.parts.append(text)
         return Growth(item, text, begins=True)
 
-    def _id(self, kind: Kind) -> str:
-        suffix = self._turn_id.partition("_")[2]
-        return f"{_PREFIX[kind]}_{suffix}_{len(self.items)}"
+    def _new(self, kind: Kind) -> OutputItem:
+        suffix, index = self._turn_id.partition("_")[2], len(self.items)
+        return OutputItem(f"{_PREFIX[kind]}_{suffix}_{index}", kind, index)
 
 
 def _grow(item: OutputItem, text: str) -> Growth:

@@ -14,6 +14,7 @@ from agentmem.engine.base import Constraint, Sampling
 from agentmem.engine.output import AUTO, ToolChoice
 from agentmem.sessions.messages import NO_FRAMING, Framing, Message
 from agentmem.sessions.retention import RetentionName
+from agentmem.sessions.runs import TurnDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +166,9 @@ class ResponsePlan:
     """A response object to keep in the turn's transaction, and to find by id while it runs.
 
     `request` is what its object echoes, `input_items` are in order with ids assigned,
-    `output_items` makes the output's items of the committed turn. `stored` False keeps a row that
-    only a retry of the same request finds. `conversation_id` is the id of a conversation.
+    `output_items` makes the output's items of the committed turn and its deltas. `stored` False
+    keeps a row that only a retry of the same request finds. `conversation_id` is the id of a
+    conversation.
     """
 
     id: str
@@ -174,6 +176,8 @@ class ResponsePlan:
     request: Mapping[str, Any]
     stored: bool = True
     input_items: Sequence[Mapping[str, Any]] = ()
-    output_items: Callable[[Turn], Sequence[Mapping[str, Any]]] = lambda _turn: ()
+    output_items: Callable[[Turn, Sequence[TurnDelta]], Sequence[Mapping[str, Any]]] = (
+        lambda _turn, _deltas: ()
+    )
     previous_response_id: str | None = None
     conversation_id: str | None = None

@@ -21,11 +21,13 @@ from agentmem.sessions.durability import DurabilityTracker
 from agentmem.sessions.hibernation import Hibernated, Hibernation, Resumed
 from agentmem.sessions.lapse import Lapse
 from agentmem.sessions.leases import LeaseKeeper
+from agentmem.sessions.limits import Limits
 from agentmem.sessions.models import Models, ServedModel
 from agentmem.sessions.ports import Freed
 from agentmem.sessions.requests import Caller, ResponsePlan, RetryKey, Target, TurnRequest
 from agentmem.sessions.retention import RetentionName
 from agentmem.sessions.runs import Listener
+from agentmem.sessions.secrets import Secrets
 from agentmem.sessions.turns import TurnRunner
 from agentmem.sessions.unclaiming import Unclaimer
 from agentmem.sessions.views import (
@@ -72,6 +74,16 @@ class SessionsService:
     def catalog(self) -> Catalog:
         """For the services built beside this one."""
         return self._context.catalog
+
+    @property
+    def secrets(self) -> Secrets:
+        """For the services built beside this one."""
+        return self._context.secrets
+
+    @property
+    def limits(self) -> Limits:
+        """For the services built beside this one."""
+        return self._context.limits
 
     @asynccontextmanager
     async def running(self, *, drain_seconds: float) -> AsyncIterator[None]:

@@ -16,7 +16,6 @@ from typing_extensions import TypedDict
 from agentmem.api.caching import CacheBreakpoint
 from agentmem.api.errors import UNSUPPORTED
 from agentmem.api.fields import Text
-from agentmem.errors import InvalidRequest
 from agentmem.sessions.items import message_item
 
 ITEMS_MAX = 10_000
@@ -254,38 +253,14 @@ InputItems = Annotated[
 ]
 
 
-def stored_items(
-    given: Sequence[Mapping[str, Any]], referenced: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Checked items as they are stored, their own ids kept; references replaced by what they name.
-
-    Raises InvalidRequest for a reference to what is not in `referenced`.
-    """
+def stored_items(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Checked items as they are stored, their own ids kept; references are left as they are, with
+    their type."""
     items = []
-    for index, item in enumerate(given):
+    for item in given:
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
-        if kind == "item_reference":
-            found = referenced.get(item["id"])
-            if found is None:
-                raise InvalidRequest(
-                    f"No item with id {item['id']!r}; items of responses with store false are not "
-                    "kept.",
-                    param=f"input[{index}].id",
-                    code="item_not_found",
-                )
-            items.append(dict(found))
-        else:
-            items.append({"id": item.get("id"), **_STORED[kind](item)})
+        items.append({"id": item.get("id"), **_STORED[kind](item)})
     return items
-
-
-def references(given: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Ids that item references name."""
-    return [
-        item["id"]
-        for item in given
-        if item.get("type") == "item_reference" or ("role" not in item and not item.get("type"))
-    ]
 
 
 def breakpoints(given: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -354,10 +329,15 @@ def _compaction(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "compaction", "encrypted_content": item["encrypted_content"]}
 
 
+def _reference(_item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "item_reference"}
+
+
 _STORED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "message": _message,
     "function_call": _function_call,
     "function_call_output": _function_output,
     "reasoning": _reasoning,
     "compaction": _compaction,
+    "item_reference": _reference,
 }

@@ -18,7 +18,7 @@ OPERATORS = "perators' function"
 
 _CARRIERS = {
     *("Session", "Turn", "Lease", "Response", "Sequence[Item]", "UsageEvent", "RetryRecord"),
-    "ContextRecord",
+    *("ContextRecord", "Item"),
 }
 
 
