@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from agentmem.api.application import create_application
 from agentmem.api.auth import Authenticator
@@ -218,7 +219,14 @@ async def _serve(settings: Settings) -> None:
         await catalog.check_schema()
     finally:
         await catalog.aclose()
-    app = build_app(settings)
+    await serve_app(build_app(settings), settings)
+
+
+async def serve_app(app: ASGIApp, settings: Settings) -> None:
+    """Serves an application where and as the settings say, until SIGTERM or SIGINT.
+
+    Raises ConfigurationInvalid when the address cannot be listened on.
+    """
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -278,8 +286,9 @@ def _limits(settings: Settings) -> Limits:
 
 def _sglang_engine(worker: Worker) -> Engine:
     from agentmem.engine.sglang.client import SglangEngine
+    from agentmem.engine.sglang.parsing.client import ParsingClient
 
-    return SglangEngine(worker.url)
+    return SglangEngine(worker.url, parsing=ParsingClient.of(worker))
 
 
 def _node_pages(settings: Settings) -> Pages:

@@ -40,6 +40,14 @@ class Settings(BaseSettings):
         0, ge=0, description="Tokens that the engine's KV pool holds; 0: automatic."
     )
     host_pool_ratio: float = Field(2.0, ge=1.0, description="HiCache host pool over the HBM pool.")
+    tool_parser: str = Field(
+        "",
+        description="SGLang's format of tool calls; empty: by the chat template; none: no calls.",
+    )
+    reasoning_parser: str = Field(
+        "",
+        description="SGLang's format of thinking; empty: by the chat template; none: no thinking.",
+    )
     engine_arguments: str = Field(
         "", description="More arguments for SGLang, as in a shell; they win over agentmem's own."
     )

@@ -35,10 +35,12 @@ from agentmem.engine.sglang.launch import (
 from agentmem.engine.sglang.model.check import ModelDescription, inspect_model
 from agentmem.engine.sglang.model.fingerprint import fingerprint_of, weights_digest
 from agentmem.engine.sglang.model.smollm2 import ensure_smollm2
+from agentmem.engine.sglang.parsing.process import ParsingOptions, ParsingProcess
 from agentmem.engine.sglang.process import SglangProcess
 from agentmem.errors import AgentmemError, EngineFailed, NodeUnavailable
 from agentmem.loopback import free_port
 from agentmem.node.client import NodeClient
+from agentmem.sessions.chat import Chat
 
 logger = structlog.get_logger("agentmem.worker")
 
@@ -94,6 +96,7 @@ class WorkerProcess:
         self._catalog = catalog
         self._stop = asyncio.Event()
         self._nodes = NodeClient(settings.node_socket, role="worker")
+        self._parsing = self._parsing_process()
         self._worker = self._unregistered()
 
     def _unregistered(self) -> Worker:
@@ -114,6 +117,18 @@ class WorkerProcess:
             pid=os.getpid(),
         )
 
+    def _parsing_process(self) -> ParsingProcess:
+        settings, path = self._settings, self._model.description.path
+        chat = Chat.load(path)
+        options = ParsingOptions(
+            model_path=path,
+            template=chat.template_source,
+            has_tools=chat.has_tools,
+            tool_parser=settings.tool_parser,
+            reasoning_parser=settings.reasoning_parser,
+        )
+        return ParsingProcess(options, settings.data_dir / "logs" / "parsing.log")
+
     def stop(self) -> None:
         """Asks for the end: drain, then stop. A second call ends the draining too."""
         self._stop.set()
@@ -123,7 +138,10 @@ class WorkerProcess:
         async with self._catalog.transaction() as tx:
             generation = await tx.workers.register(self._worker)
         self._worker = replace(self._worker, generation=generation)
-        heartbeat = asyncio.create_task(self._heartbeats())
+        tasks = [
+            asyncio.create_task(self._heartbeats()),
+            asyncio.create_task(self._parsing.keep_alive()),
+        ]
         pause = _RESTART_SECONDS_MIN
         try:
             while not self._stop.is_set():
@@ -139,15 +157,18 @@ class WorkerProcess:
                     await self._sleep(pause)
                     pause = min(pause * 2, _RESTART_SECONDS_MAX)
         finally:
-            heartbeat.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await heartbeat
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            self._parsing.kill()
             await self._show("dead", detail="stopped")
             self._nodes.close()
 
     async def _life(self) -> None:
         """One engine from start to end."""
         await self._node_is_there()
+        await self._start_parsing()
         plan = self._plan()
         process = SglangProcess(plan, self._settings.data_dir / "logs" / "sglang.log")
         engine = SglangEngine(plan.url)
@@ -176,6 +197,7 @@ class WorkerProcess:
             hbm_tokens=settings.hbm_tokens,
             host_pool_ratio=settings.host_pool_ratio,
             cuda=cuda_is_there(),
+            reasoning_parser=self._parsing.reasoning_parser,
             arguments=tuple(shlex.split(settings.engine_arguments)),
             plugin_module=settings.plugin_module,
             plugin_class=settings.plugin_class,
@@ -195,6 +217,19 @@ class WorkerProcess:
             fingerprint=self._model.fingerprint,
             page_tokens=self._settings.page_tokens,
             vocabulary=self._model.description.vocab_size,
+        )
+
+    async def _start_parsing(self) -> None:
+        """The parsing server is there, and the catalog says where. It outlives engines."""
+        if self._parsing.pid is not None:
+            return
+        self._progress("the parsing server is starting")
+        await self._parsing.start()
+        self._worker = replace(
+            self._worker,
+            parser_address=self._parsing.address,
+            tool_parser=self._parsing.tool_parser,
+            reasoning_parser=self._parsing.reasoning_parser,
         )
 
     async def _start(self, process: SglangProcess, canary: Canary) -> None:

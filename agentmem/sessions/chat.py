@@ -44,6 +44,7 @@ class Chat:
 
     def __init__(self, tokenizer: Tokenizer, template: str, variables: Mapping[str, str]) -> None:
         self._tokenizer = tokenizer
+        self.template_source = template
         self._template = ChatTemplate(template, variables)
         added = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)

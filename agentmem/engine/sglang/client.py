@@ -9,7 +9,16 @@ from typing import Any
 
 import httpx2
 
-from agentmem.engine.base import CachedTokens, GenerateChunk, GenerateRequest, Sampling
+from agentmem.engine.base import (
+    Alternatives,
+    CachedTokens,
+    Constraint,
+    GenerateChunk,
+    GenerateRequest,
+    Sampling,
+)
+from agentmem.engine.output import OutputParser, OutputSpec
+from agentmem.engine.sglang.parsing.client import ParsingClient
 from agentmem.errors import EngineFailed, InvalidRequest
 
 _CONNECT_SECONDS = 5.0
@@ -17,12 +26,20 @@ _CONTROL_SECONDS = 10.0
 _CONNECTIONS_MAX = 256
 # Required by /open_session, and only used for streaming sessions.
 _SESSION_CAPACITY = 1
+# How SGLang begins its message when a schema or a grammar cannot be compiled.
+_BAD_GRAMMAR = "Failed to compile"
 
 
 class SglangEngine:
-    """`engine.base.Engine` over HTTP. One per worker and gateway; safe for concurrent turns."""
+    """`engine.base.Engine` over HTTP. One per worker and gateway; safe for concurrent turns.
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
+    `parsing` reaches the worker's parsing server; without one, replies are only text.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None = None, *, parsing: ParsingClient | None = None
+    ) -> None:
+        self._parsing = parsing or ParsingClient("")
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx2.AsyncClient(
             base_url=url,
@@ -69,6 +86,14 @@ class SglangEngine:
                 yield last
             if last is None or last.finish_reason is None:
                 raise EngineFailed("The worker ended the stream in the middle of the turn")
+
+    async def open_parser(self, spec: OutputSpec) -> OutputParser:
+        """See `Engine.open_parser`; without a round trip where there can be only text."""
+        return await self._parsing.open(spec)
+
+    async def tool_constraint(self, spec: OutputSpec) -> Constraint | None:
+        """See `Engine.tool_constraint`."""
+        return await self._parsing.constraint(spec)
 
     async def abort(self, request_id: str) -> None:
         """Ends a running request. A worker that cannot be reached has nothing left to abort."""
@@ -135,6 +160,11 @@ def _generate_body(request: GenerateRequest) -> dict[str, Any]:
         # Never `logprob_start_len` >= 0: it would cap the cache hit there.
         "return_logprob": request.logprobs,
     }
+    if request.logprobs and request.top_logprobs:
+        body["top_logprobs_num"] = request.top_logprobs
+    constraint = request.sampling.constraint
+    if constraint is not None and constraint.after_thinking:
+        body["require_reasoning"] = True
     if request.session_id is not None:
         body["session_id"] = request.session_id
     return body
@@ -150,6 +180,14 @@ def _sampling_params(sampling: Sampling) -> dict[str, Any]:
         # Always one: where the caller sets none, replies are to differ (see `seeding`).
         "sampling_seed": secrets.randbits(63) if sampling.seed is None else sampling.seed,
     }
+    if sampling.frequency_penalty:
+        params["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.presence_penalty:
+        params["presence_penalty"] = sampling.presence_penalty
+    if sampling.logit_bias:
+        params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    if sampling.constraint is not None:
+        params[sampling.constraint.kind] = sampling.constraint.value
     if sampling.stop:
         params["stop"] = list(sampling.stop)
     if sampling.stop_token_ids:
@@ -164,7 +202,10 @@ def _chunk(event: dict[str, Any], *, logprobs: bool) -> GenerateChunk:
     reason = meta.get("finish_reason")
     if reason is not None and reason["type"] == "abort":
         # An abort that nobody asked for: a failed or refused request.
-        raise EngineFailed(f"The engine aborted the request: {reason.get('message', 'no reason')}")
+        message = str(reason.get("message", "no reason"))
+        if message.startswith(_BAD_GRAMMAR):
+            raise InvalidRequest(f"The schema cannot be followed: {message}")
+        raise EngineFailed(f"The engine aborted the request: {message}")
     token_ids = tuple(event.get("output_ids") or ())
     values: tuple[float, ...] = ()
     if logprobs:
@@ -176,6 +217,15 @@ def _chunk(event: dict[str, Any], *, logprobs: bool) -> GenerateChunk:
         finish_reason=None if reason is None else str(reason["type"]),
         prompt_tokens=int(meta["prompt_tokens"]),
         cached=None if reason is None else _cached(meta),
+        top_logprobs=_alternatives(meta, len(token_ids)) if logprobs else (),
+    )
+
+
+def _alternatives(meta: dict[str, Any], count: int) -> tuple[Alternatives, ...]:
+    """The last `count` positions' likeliest ids; () where nobody asked for them."""
+    positions = (meta.get("output_top_logprobs") or [])[-count:] if count else []
+    return tuple(
+        tuple((int(row[1]), float(row[0])) for row in position or ()) for position in positions
     )
 
 

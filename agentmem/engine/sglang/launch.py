@@ -44,6 +44,7 @@ class EngineOptions:
     host_pool_ratio: float = 2.0
     cuda: bool = False
     cpu_threads: int = 0
+    reasoning_parser: str = ""
     arguments: tuple[str, ...] = ()
     plugin_module: str = PLUGIN_MODULE
     plugin_class: str = PLUGIN_CLASS
@@ -106,6 +107,9 @@ def plan_launch(
         *("--hicache-storage-backend-extra-config", f"@{storage_config}"),
         *("--log-level", "info"),
     ]
+    if options.reasoning_parser:
+        # Grammars then begin after the thoughts, where a request says so.
+        command += ["--reasoning-parser", options.reasoning_parser]
     tokens = hbm_tokens_of(options)
     if tokens:
         command += ["--max-total-tokens", str(tokens)]
