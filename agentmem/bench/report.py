@@ -20,7 +20,7 @@ class Row:
     """One figure. `value` is the median over rounds, `spread` the smallest and the largest.
 
     `limit` is what was measured beside it in the same run, in the same unit; `target` the most
-    that `value` may be.
+    that `value` may be; the least, where `more` of it is better.
     """
 
     name: str
@@ -30,15 +30,23 @@ class Row:
     target: float
     spread: tuple[float, float]
     detail: str
+    more: bool = False
 
     @property
     def met(self) -> bool:
         """Whether the target was reached."""
-        return self.value <= self.target
+        return self.value >= self.target if self.more else self.value <= self.target
 
 
 def row_of(
-    name: str, rounds: Sequence[float], *, unit: str, limit: float, target: float, detail: str
+    name: str,
+    rounds: Sequence[float],
+    *,
+    unit: str,
+    limit: float,
+    target: float,
+    detail: str,
+    more: bool = False,
 ) -> Row:
     """A row from one figure per round."""
     return Row(
@@ -49,6 +57,7 @@ def row_of(
         target,
         (min(rounds), max(rounds)),
         detail,
+        more,
     )
 
 

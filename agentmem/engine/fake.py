@@ -136,8 +136,9 @@ class FakeEngine:
         piece = GenerateChunk(())
         reason = "length" if request.sampling.max_tokens == 0 else None
         sampler = Sampler(prompt, request.sampling, self._vocabulary, self._eos)
+        begun = asyncio.get_running_loop().time()
         while reason is None:
-            await self._pace(stop)
+            await self._pace(stop, begun + (len(output) + 1) * self.token_seconds)
             if stop.is_set():
                 reason = "abort"
                 break
@@ -221,9 +222,10 @@ class FakeEngine:
             self.script.fail_after_tokens = None
             raise EngineFailed(f"The fake engine failed after {tokens} tokens, as scripted.")
 
-    async def _pace(self, stop: asyncio.Event) -> None:
+    async def _pace(self, stop: asyncio.Event, due: float) -> None:
+        """Waits until the next token is due: as on a device, whether or not anyone takes them."""
         if self.token_seconds:
-            await asyncio.sleep(self.token_seconds)
+            await asyncio.sleep(due - asyncio.get_running_loop().time())
         stall = self.script.stall
         if stall is not None and not stall.is_set():
             waits = [asyncio.ensure_future(stall.wait()), asyncio.ensure_future(stop.wait())]
