@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from agentmem.errors import (
     AgentmemError,
@@ -77,6 +78,7 @@ _INTERNAL = _Kind(500, "server_error", "internal_error", None, True)
 # A response named in the body of a request, as OpenAI's API answers to it.
 _PREVIOUS_RESPONSE = _Kind(400, _INVALID, "previous_response_not_found")
 _PREVIOUS_RESPONSE_KIND = "previous_response"
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed", 408: "request_timeout"}
 
 
@@ -160,7 +162,7 @@ async def _on_agentmem_error(_request: Request, error: Exception) -> JSONRespons
     return error_response(error)
 
 
-async def _on_http(_request: Request, error: Exception) -> JSONResponse:
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException), "registered for this class"
     status = error.status_code
     if status == 400:  # FastAPI could not parse the body (bad UTF-8, nested too deep, ...)
@@ -173,7 +175,21 @@ async def _on_http(_request: Request, error: Exception) -> JSONResponse:
         code = _HTTP_CODES.get(status, "http_error")
     kind = "not_found_error" if status == 404 else "invalid_request_error"
     headers = {**(error.headers or {}), "X-Should-Retry": "false"}
+    if status == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
     return JSONResponse(error_body(message, kind, code=code), status, headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """All methods of the path: each is a route of its own, and the error knows only the first."""
+    return [
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:

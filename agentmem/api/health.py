@@ -23,7 +23,11 @@ def health_router(metrics: Metrics, checks: Mapping[str, Check]) -> APIRouter:
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @router.get("/readyz", summary="Whether turns can run, and if not, which part is not ready")
+    @router.get(
+        "/readyz",
+        summary="Whether turns can run, and if not, which part is not ready",
+        responses={503: {"description": "A part is not ready; the body says which, and why."}},
+    )
     async def readyz() -> Response:
         parts = {}
         for name, check in checks.items():
@@ -36,7 +40,12 @@ def health_router(metrics: Metrics, checks: Mapping[str, Check]) -> APIRouter:
         body = {"status": "ready" if ready else "not ready", "parts": parts}
         return JSONResponse(body, 200 if ready else 503, {} if ready else {"Retry-After": "1"})
 
-    @router.get("/metrics", summary="Prometheus metrics")
+    @router.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}},
+    )
     async def get_metrics() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -314,6 +314,10 @@ class TestRoutes:
         response = await client.http.request(method, path)
         assert check_error(response, 405)["code"] == "method_not_allowed"
 
+    async def test_a_wrong_method_is_told_all_right_ones(self, client: Client) -> None:
+        response = await client.http.put(f"{SESSIONS}/{RANDOM_ID}")
+        assert response.headers["allow"] == "DELETE, GET"
+
     @pytest.mark.parametrize(
         "session_id",
         ["x", "ses_", "ses_%00", RANDOM_ID.upper(), "ses_" + "0" * 25, "%F0%9F%98%80", RANDOM_ID],
