@@ -15,6 +15,7 @@ from agentmem.errors import NotFound, SessionBusy
 from agentmem.sessions.log import join_ids
 from agentmem.sessions.messages import Framing, Message
 from agentmem.sessions.requests import AfterTurn, InSession, LongestPrefix, TurnRequest
+from agentmem.sessions.service import SessionsService
 from tests.integration.sessions.conftest import World, make_caller
 
 LOOK: dict[str, Any] = {
@@ -173,6 +174,37 @@ async def test_eight_at_once_from_one_history_never_wait(world: World) -> None:
         history = [*world.history, *turn.messages, turn.reply, {"role": "user", "content": "on"}]
         on = await world.turn(history)
         assert (on.session_id, on.keep) == (turn.session_id, turn.log_tokens), number
+
+
+async def test_two_gateways_that_extend_one_session(world: World) -> None:
+    """They know nothing of each other: whoever commits second branches off."""
+    await world.say("the beginning")
+    other = replace(world, service=SessionsService(world.service._context))
+    history = [*world.history, {"role": "user", "content": "on"}]
+    world.worker.engine.token_seconds = 0.005
+    one, two = await asyncio.gather(world.turn(history), other.turn(history))
+    assert one.session_id != two.session_id
+    assert await world.count() == (3, 3)
+    for turn in (one, two):
+        async with world.catalog.reading() as tx:
+            session = await tx.sessions.get(world.caller.tenant_id, turn.session_id)
+        assert (session.head_turn_id, session.turns) == (turn.id, 2)
+
+
+async def test_a_named_turn_is_not_overtaken(world: World) -> None:
+    """A session that is held is branched off from, whatever ends first."""
+    first = await world.say("the beginning")
+    world.worker.engine.token_seconds = 0.01
+    named = asyncio.create_task(
+        world.turn([{"role": "user", "content": "named"}], InSession(first.session_id))
+    )
+    await asyncio.sleep(0.03)
+    other = replace(world, service=SessionsService(world.service._context))
+    implicit = await other.turn(
+        [*world.history, {"role": "user", "content": "implicit"}], max_tokens=1
+    )
+    assert (await named).session_id == first.session_id
+    assert implicit.session_id != first.session_id
 
 
 async def test_the_same_request_twice_at_once_is_two_turns(world: World) -> None:
