@@ -135,9 +135,10 @@ class Chat:
         return ids
 
     def decode(self, token_ids: Sequence[int], *, special: bool) -> str:
-        """The text of ids; `special` keeps special tokens. Broken UTF-8 becomes U+FFFD."""
+        """The text of ids; `special` keeps special tokens. Broken UTF-8 becomes U+FFFD, and so
+        does NUL: it cannot be stored, so that a client could not send it back."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=not special)
-        return text
+        return text.replace("\x00", REPLACEMENT)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What one token stands for; the parts of a character that several tokens make, too."""

@@ -155,7 +155,7 @@ class TestTextStream:
         ids = chat.encode_now(text)
         pieces = streamed(chat, ids, sizes)
         assert "".join(pieces) == chat.decode(ids, special=False)
-        if "\ufffd" not in text:
+        if "\ufffd" not in text and "\x00" not in text:
             assert not any("\ufffd" in piece for piece in pieces)
 
     @given(data=st.data(), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4))
