@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp
 from agentmem.api.application import create_application
 from agentmem.api.auth import Authenticator
 from agentmem.api.keys import new_api_key
+from agentmem.api.sse import SEND_SECONDS_MAX
 from agentmem.catalog import Catalog, migrate
 from agentmem.catalog.records import Tenant, Worker
 from agentmem.config import Settings
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from agentmem.testing.fake_worker import FakeWorker
 
 T = TypeVar("T")
+
+# Longer than a stream waits for its reader: that ends the turn, this the connection.
+UNREAD_SECONDS_MAX = 1.5 * SEND_SECONDS_MAX
 
 FIRST_TENANT = "default"
 FIRST_KEY = "first"
@@ -255,6 +260,15 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The composition root has handlers of its own."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens; the kernel drops a connection whose peer takes nothing that was written."""
+        await super().startup(sockets)
+        for listening in (sock for server in self.servers for sock in server.sockets):
+            # Connections inherit it. The event loop's own object for a socket need not have it.
+            with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
+                milliseconds = round(UNREAD_SECONDS_MAX * 1_000)
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def stop(self) -> None:
         """The first call lets requests finish, the second one does not."""
