@@ -12,6 +12,7 @@ from agentmem.api import objects
 from agentmem.api.auth import current_caller, current_tenant
 from agentmem.api.retries import retry_key
 from agentmem.api.schemas import SessionCreateBody, SessionForkBody, TurnCreateBody
+from agentmem.api.sse import STREAM_CONTENT
 from agentmem.api.turns import stream_turn
 from agentmem.api.usage import CACHE_HEADER, cache_header
 from agentmem.api.waiting import nobody_there, results_or_disconnect
@@ -137,7 +138,10 @@ def _add_turn_routes(router: APIRouter, service: SessionsService) -> None:
         "all. With `stream` the answer is a stream of events: `turn.created`, `turn.delta`, then "
         "`turn.completed` or `error`.",
         response_model=objects.TurnObject,
-        responses=_errors(404, 409, 413, 503),
+        responses={
+            200: {"description": "The turn as it runs.", "content": STREAM_CONTENT},
+            **_errors(404, 409, 413, 503),
+        },
     )
     async def create_turn(
         request: Request,

@@ -33,6 +33,9 @@ _HEADERS = {
     "x-accel-buffering": "no",
 }
 
+# For the document: what a route answers with besides JSON.
+STREAM_CONTENT: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
 encode_json: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 
 

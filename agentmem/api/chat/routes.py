@@ -24,7 +24,7 @@ from agentmem.api.chat.stream import StreamPlan, completion_events
 from agentmem.api.errors import UNSUPPORTED
 from agentmem.api.objects import ErrorObject
 from agentmem.api.retries import retry_key
-from agentmem.api.sse import EventStream
+from agentmem.api.sse import STREAM_CONTENT, EventStream
 from agentmem.api.usage import CACHE_HEADER, cache_header
 from agentmem.api.waiting import nobody_there, results_or_disconnect
 from agentmem.catalog.ids import new_id
@@ -73,7 +73,10 @@ def _add_create(router: APIRouter, service: SessionsService) -> None:
         description="Takes the whole conversation; what is known of it already is not computed "
         "again. With `stream` the answer is a stream of chunks that ends with `data: [DONE]`.",
         response_model=ChatCompletionObject,
-        responses=_errors(404, 409, 413, 503),
+        responses={
+            200: {"description": "The completion, or its chunks.", "content": STREAM_CONTENT},
+            **_errors(404, 409, 413, 503),
+        },
     )
     async def create_completion(
         request: Request, caller: CurrentCaller, retry: Retry, body: ChatBody

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from agentmem.app import set_tenant_models
 from agentmem.config import Settings
+from agentmem.errors import InvalidRequest, NotFound
 from agentmem.testing.fake_worker import FakeWorker
 from agentmem.testing.gateway import Client, RunningGateway
 from tests.integration.gateway.chatting import complete, post, user
@@ -109,3 +113,24 @@ async def test_a_model_changes_within_a_conversation(
     second = await complete(client, *told, model=second_model)
     assert second["model"] == second_model
     assert second["usage"]["agentmem"]["turn"] == 1
+
+
+async def test_the_command_behind_agentmem_tenant_set(
+    client: Client, gateway: RunningGateway, settings: Settings
+) -> None:
+    def change(**models: Any) -> tuple[str | None, list[str] | None]:
+        tenant = set_tenant_models(settings, "acme", **models)
+        assert tenant.id == client.tenant_id
+        return tenant.default_model, tenant.model_aliases
+
+    def all_changes() -> None:
+        assert change(default_model="fake", model_aliases=["a*", "b"]) == ("fake", ["a*", "b"])
+        assert change(model_aliases=["c"]) == ("fake", ["c"])
+        assert change(default_model="") == (None, ["c"])
+        assert change(model_aliases=[]) == (None, None)
+        with pytest.raises(InvalidRequest):
+            change(model_aliases=[" "])
+        with pytest.raises(NotFound):
+            set_tenant_models(settings, "nobody")
+
+    await asyncio.to_thread(all_changes)
