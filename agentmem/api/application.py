@@ -12,11 +12,15 @@ from agentmem import __version__
 from agentmem.api.auth import AuthenticationMiddleware, Authenticator
 from agentmem.api.chat.routes import chat_router
 from agentmem.api.contexts import contexts_router
+from agentmem.api.conversations import conversations_router
 from agentmem.api.errors import install_error_handlers
 from agentmem.api.health import Check, health_router
 from agentmem.api.middleware import BodyMiddleware, EdgeMiddleware
 from agentmem.api.models import models_router
+from agentmem.api.responses.routes import responses_router
 from agentmem.api.sessions import sessions_router
+from agentmem.sessions.conversations import ConversationsService
+from agentmem.sessions.responses import ResponsesService
 from agentmem.sessions.service import SessionsService
 from agentmem.telemetry import Metrics
 
@@ -53,6 +57,10 @@ def create_application(
     documented = [Depends(HTTPBearer(auto_error=False, description="An API key: am_..."))]
     for router in (chat_router, models_router, sessions_router, contexts_router):
         app.include_router(router(service), dependencies=documented)
+    responses = ResponsesService(service)
+    conversations = ConversationsService(service, responses.openings)
+    app.include_router(responses_router(service, responses), dependencies=documented)
+    app.include_router(conversations_router(conversations), dependencies=documented)
     app.include_router(health_router(metrics, checks))
     install_error_handlers(app)
     # The last one added is the outermost: ids for all replies, then keys, then bodies.

@@ -104,6 +104,20 @@ class Items:
             raise NotFound("item", item_id)
         return _item(row)
 
+    async def ids_in_conversation(
+        self, tenant_id: TenantId, conversation_id: str, item_ids: Sequence[str]
+    ) -> set[str]:
+        """Those of the ids (few) that items of the conversation have."""
+        table = tables.items
+        rows = await self._connection.execute(
+            select(table.c.id).where(
+                table.c.conversation_id == conversation_id,
+                table.c.tenant_id == tenant_id,
+                table.c.id.in_(item_ids),
+            )
+        )
+        return {row.id for row in rows}
+
     async def page_of_conversation(
         self,
         tenant_id: TenantId,

@@ -16,7 +16,7 @@ import msgspec
 
 from agentmem.catalog.records import Turn
 from agentmem.engine.output import Piece, ReasoningPiece, TextPiece, ToolCallPiece
-from agentmem.sessions.runs import TurnDelta
+from agentmem.sessions.runs import TurnCompleted, TurnCreated, TurnDelta, TurnRun
 
 _TEXT, _REASONING, _CALL = range(3)
 _decoder = msgspec.msgpack.Decoder(list[list[int]])
@@ -37,6 +37,18 @@ def unpack_deltas(turn: Turn, blob: bytes) -> list[TurnDelta]:
     """The deltas that `pack_deltas` was given when `turn` was committed."""
     source = _Source(turn)
     return [source.delta(cut) for cut in _decoder.decode(zlib.decompress(blob))]
+
+
+def replayed_run(turn: Turn, blob: bytes, response_id: str) -> TurnRun:
+    """A committed turn as a run that is over, with the very events that it had."""
+    run = TurnRun(turn.number, turn.body_hash, retryable=True, response_id=response_id)
+    run.publish(
+        TurnCreated(turn.id, turn.number, turn.session_id, turn.created_at, turn.prompt_tokens)
+    )
+    for delta in unpack_deltas(turn, blob):
+        run.publish(delta)
+    run.publish(TurnCompleted(turn))
+    return run
 
 
 def _cut(piece: Piece) -> tuple[int, ...]:

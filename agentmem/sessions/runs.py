@@ -100,6 +100,13 @@ class TurnRun:
         """Whether the last event was published."""
         return bool(self._events) and isinstance(self._events[-1], TurnCompleted | TurnFailed)
 
+    @property
+    def created(self) -> TurnCreated:
+        """The first event, which is published before anybody listens."""
+        first = self._events[0]
+        assert isinstance(first, TurnCreated), "a turn begins with TurnCreated"
+        return first
+
     def publish(self, event: TurnEvent) -> None:
         """Adds an event; nothing follows after TurnCompleted or TurnFailed."""
         assert not self.over, "a turn that is over has no further events"
@@ -178,6 +185,11 @@ class Listener:
 
     def __aiter__(self) -> AsyncIterator[TurnEvent]:
         return self._run.follow()
+
+    @property
+    def created(self) -> TurnCreated:
+        """The first event, which is there from the start."""
+        return self._run.created
 
     @property
     def response_id(self) -> str | None:

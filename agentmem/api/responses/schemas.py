@@ -332,6 +332,7 @@ class ResponseBody(PromptBody):
             "presence_penalty": self.presence_penalty or 0.0,
             "frequency_penalty": self.frequency_penalty or 0.0,
             "include": list(self.include or ()),
+            "retention": self._retention(),
         }
 
     def _retention(self) -> RetentionName | None:
