@@ -28,6 +28,7 @@ from agentmem.engine.fake_replies import (
     Sampler,
     constrained_text,
     fake_tool_constraint,
+    paced,
     scripted_text,
 )
 from agentmem.engine.output import OutputParser, OutputSpec, PlainText
@@ -131,14 +132,18 @@ class FakeEngine:
         if self.prefill_seconds_per_token:
             await asyncio.sleep((len(prompt) - cached.total) * self.prefill_seconds_per_token)
         self._keep(hashes)
-        scripted = self._scripted(request)
+        message = "" if self._last_message is None else self._last_message(request.token_ids)
+        scripted = self._scripted(request, message)
+        pace = paced(message)
+        token_seconds = self.token_seconds if pace is None else pace
         output: list[int] = []
         piece = GenerateChunk(())
         reason = "length" if request.sampling.max_tokens == 0 else None
         sampler = Sampler(prompt, request.sampling, self._vocabulary, self._eos)
         begun = asyncio.get_running_loop().time()
         while reason is None:
-            await self._pace(stop, begun + (len(output) + 1) * self.token_seconds)
+            due = begun + (len(output) + 1) * token_seconds if token_seconds else None
+            await self._pace(stop, due)
             if stop.is_set():
                 reason = "abort"
                 break
@@ -167,15 +172,13 @@ class FakeEngine:
         last = piece if ended else GenerateChunk((), (), None, len(prompt))
         yield replace(last, finish_reason=reason, cached=cached)
 
-    def _scripted(self, request: GenerateRequest) -> tuple[int, ...] | None:
+    def _scripted(self, request: GenerateRequest, message: str) -> tuple[int, ...] | None:
         """The ids of the reply where a test or a constraint says what it is."""
         if not request.sampling.max_tokens:
             return None
         if self.script.replies:
             return self.script.replies.pop(0)
-        text = None
-        if self._last_message is not None:
-            text = scripted_text(self._last_message(request.token_ids))
+        text = scripted_text(message)
         if text is None:
             text = constrained_text(request.sampling.constraint)
         if text is None or self._encode is None:
@@ -222,9 +225,9 @@ class FakeEngine:
             self.script.fail_after_tokens = None
             raise EngineFailed(f"The fake engine failed after {tokens} tokens, as scripted.")
 
-    async def _pace(self, stop: asyncio.Event, due: float) -> None:
+    async def _pace(self, stop: asyncio.Event, due: float | None) -> None:
         """Waits until the next token is due: as on a device, whether or not anyone takes them."""
-        if self.token_seconds:
+        if due is not None:
             await asyncio.sleep(due - asyncio.get_running_loop().time())
         stall = self.script.stall
         if stall is not None and not stall.is_set():

@@ -7,6 +7,8 @@ tool's) these directives are obeyed in order, and then the reply ends:
     [[reply: some text]]             says exactly this, raw: any family's format can be written
     [[call: name {"json": "args"}]]  calls a tool, in Hermes' format; several in a row are parallel
 
+`[[pace: 0.01]]` makes the reply take so many seconds per token, whatever it says.
+
 Without a directive, a constraint gets the smallest instance of its schema, and a reply that must
 call a tool calls the first one so. Everything else is a hash of the prompt.
 """
@@ -29,6 +31,8 @@ _DIRECTIVE = re.compile(r"\[\[(think|reply|call):[ \t]?")
 _END = re.compile(r"\]\](?!\])")
 _NAME = re.compile(r"\s*([\w.-]+)\s*")
 _DEPTH_MAX = 16
+
+_PACE = re.compile(r"\[\[pace:[ \t]?([0-9]{1,2}(?:\.[0-9]{1,6})?)\]\]")
 
 _EOS_ONE_IN = 64
 _CANDIDATES = 24
@@ -59,6 +63,12 @@ def scripted_text(message: str) -> str | None:
         parts.append(f"<think>{body}</think>" if kind == "think" else body)
         after_call = False
     return "".join(parts) if parts else None
+
+
+def paced(message: str) -> float | None:
+    """Seconds per token that a message asks for; None where it does not."""
+    found = _PACE.search(message)
+    return float(found[1]) if found else None
 
 
 def _read_call(message: str, start: int) -> tuple[str, int] | None:

@@ -40,7 +40,8 @@ def _open_events() -> dict[str, Any]:
 def _answers() -> list[tuple[str, str, list[Any]]]:
     """(method, path, types) of the answers that have a type."""
     response = [sdk_responses.Response]
-    compacted = [getattr(sdk_responses, "CompactedResponse", None)]
+    # The SDK's own type has no place for what OpenAI's API puts there: the user's messages.
+    compacted = []
     if open_responses is not None:
         response.append(open_responses.ResponseResource)
         compacted.append(open_responses.CompactResource)
@@ -86,7 +87,7 @@ def check(exchange: Exchange) -> None:
     elif exchange.complete:
         for method, path, types in _ANSWERS:
             if exchange.method == method and re.fullmatch(path, exchange.path):
-                for kind in filter(None, types):
+                for kind in types:
                     _validate(where, kind, exchange.json())
                 return
 
@@ -144,6 +145,8 @@ def _check_events(where: str, exchange: Exchange) -> None:
 
 
 def _validate(where: str, kind: Any, value: Any) -> None:
+    if open_responses is not None and kind.__module__ == open_responses.__name__:
+        value = _without_schemas(value)
     try:
         kind.model_validate(value)
     except pydantic.ValidationError as error:
@@ -152,3 +155,14 @@ def _validate(where: str, kind: Any, value: Any) -> None:
             for e in error.errors()[:12]
         )
         raise AssertionError(f"{where} is no {kind.__module__}.{kind.__name__}:\n{found}") from None
+
+
+def _without_schemas(value: Any) -> Any:
+    """A response as Open Responses' types have it: they are generated so that the echoed schema of
+    a `text.format` can only be null, where the SDK requires it to be there."""
+    if isinstance(value, dict) and isinstance(value.get("response"), dict):
+        return {**value, "response": _without_schemas(value["response"])}
+    text = value.get("text") if isinstance(value, dict) else None
+    if isinstance(text, dict) and text["format"]["type"] == "json_schema":
+        return {**value, "text": {**text, "format": {**text["format"], "schema": None}}}
+    return value

@@ -62,6 +62,11 @@ def call(name: str, arguments: str) -> str:
     return f"[[call: {name} {arguments}]]"
 
 
+def slow(seconds: float) -> str:
+    """A part of a prompt that makes the scripted engine take so long per token."""
+    return f"[[pace: {seconds}]] "
+
+
 def chat_usage(usage: Any) -> tuple[int, int, int]:
     """(prompt, cached, total) tokens of a chat completion's usage."""
     details = usage.prompt_tokens_details

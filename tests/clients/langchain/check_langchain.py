@@ -118,7 +118,8 @@ def check_previous_response_id(make: Maker) -> None:
 
 def check_usage_of_a_stream(chat: ChatOpenAI) -> None:
     whole: Any = None
-    for part in chat.stream(support.reply("Counted.") + support.essay(30), stream_usage=True):
+    counting = chat.model_copy(update={"stream_usage": True})
+    for part in counting.stream(support.reply("Counted.") + support.essay(30)):
         whole = part if whole is None else whole + part
     assert whole.usage_metadata["input_tokens"] > 30
     assert "cache_read" in whole.usage_metadata["input_token_details"]
@@ -132,10 +133,13 @@ def check_an_unknown_model(make: Maker) -> None:
 
 
 @pytest.mark.anyio
-async def check_async(chat: ChatOpenAI) -> None:
-    answer = await chat.ainvoke(support.reply("Here."))
-    assert answer.text == "Here."
-    text = ""
-    async for part in chat.astream(support.reply("And there.")):
-        text += part.text
-    assert text == "And there."
+async def check_async(make: Maker) -> None:
+    """Both in one event loop: LangChain shares one connection pool between all its objects."""
+    for responses in (False, True):
+        chat = make(use_responses_api=responses)
+        answer = await chat.ainvoke(support.reply("Here."))
+        assert answer.text == "Here."
+        text = ""
+        async for part in chat.astream(support.reply("And there.")):
+            text += part.text
+        assert text == "And there."

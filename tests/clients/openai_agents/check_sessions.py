@@ -26,7 +26,6 @@ def talker(model: Any) -> agents.Agent[Any]:
         name="Talker",
         instructions=support.essay(150),
         model=model,
-        model_settings=agents.ModelSettings(max_tokens=40),
     )
 
 
@@ -37,11 +36,16 @@ def agent_model(request: Any, async_client: openai.AsyncOpenAI, name: str) -> An
     return agents.OpenAIResponsesModel(model=name, openai_client=async_client)
 
 
+def question(turn: int) -> str:
+    """A question, and the answer to it: one that ends by itself, as this client insists on."""
+    return f"Question {turn}? {support.reply(support.essay(10))}"
+
+
 async def talk(agent: agents.Agent[Any], **state: Any) -> None:
     """Some turns, each of which finds the ones before it in the cache."""
     continuity = support.Continuity()
     for turn in range(TURNS):
-        result = await agents.Runner.run(agent, f"Question {turn}: {support.essay(10)}", **state)
+        result = await agents.Runner.run(agent, question(turn), **state)
         for response in result.raw_responses:
             usage = response.usage
             cached = usage.input_tokens_details.cached_tokens
@@ -63,7 +67,7 @@ async def check_a_list_of_inputs(agent_model: Any) -> None:
     continuity = support.Continuity()
     items: list[Any] = []
     for turn in range(TURNS):
-        items.append({"role": "user", "content": f"Question {turn}: {support.essay(10)}"})
+        items.append({"role": "user", "content": question(turn)})
         result = await agents.Runner.run(agent, items)
         usage = result.raw_responses[0].usage
         cached = usage.input_tokens_details.cached_tokens
@@ -119,7 +123,7 @@ async def check_previous_response_id(responses_model: Any) -> None:
     for turn in range(TURNS):
         result = await agents.Runner.run(
             agent,
-            f"Question {turn}: {support.essay(10)}",
+            question(turn),
             previous_response_id=previous,
         )
         usage = result.raw_responses[0].usage
@@ -165,7 +169,7 @@ async def check_compaction_session(
     agent = talker(responses_model)
     kinds: list[str] = []
     for turn in range(5):
-        await agents.Runner.run(agent, f"Question {turn}: {support.essay(10)}", session=session)
+        await agents.Runner.run(agent, question(turn), session=session)
         kinds = [str(item.get("type")) for item in await session.get_items()]
         if "compaction" in kinds:
             break

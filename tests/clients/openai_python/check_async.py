@@ -77,7 +77,7 @@ async def check_a_client_that_leaves(async_client: openai.AsyncOpenAI, async_mod
     """The stream of a stored response may be left: the turn ends, and can be read."""
     stream = await async_client.responses.create(
         model=async_model,
-        input=support.essay(5),
+        input=support.slow(0.005) + support.essay(5),
         stream=True,
         max_output_tokens=200,
         extra_body={"ignore_eos": True},

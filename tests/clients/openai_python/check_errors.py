@@ -113,13 +113,13 @@ def check_a_busy_conversation(
     long: Any = {
         "model": model,
         "conversation": conversation.id,
-        "max_output_tokens": 6_000,
+        "max_output_tokens": 300,
         "extra_body": {"ignore_eos": True},
     }
     begun = threading.Event()
 
     def occupy() -> None:
-        with client.responses.create(input=support.essay(20), stream=True, **long) as stream:
+        with client.responses.create(input=support.slow(0.01), stream=True, **long) as stream:
             for _event in stream:
                 begun.set()
 

@@ -82,9 +82,9 @@ def check_a_stream_taken_up_again(client: openai.OpenAI, model: str, exchanges: 
 def check_a_stream_taken_up_while_it_runs(client: openai.OpenAI, model: str) -> None:
     stream = client.responses.create(
         model=model,
-        input=support.essay(10),
+        input=support.slow(0.005) + support.essay(10),
         stream=True,
-        max_output_tokens=1_500,
+        max_output_tokens=200,
         extra_body={"ignore_eos": True},
     )
     seen: list[Any] = []
@@ -108,9 +108,9 @@ def check_a_stream_taken_up_while_it_runs(client: openai.OpenAI, model: str) -> 
 def check_cancel_while_it_runs(client: openai.OpenAI, model: str) -> None:
     stream = client.responses.create(
         model=model,
-        input=support.essay(10),
+        input=support.slow(0.01) + support.essay(10),
         stream=True,
-        max_output_tokens=20_000,
+        max_output_tokens=3_000,
         extra_body={"ignore_eos": True},
     )
     response_id = ""

@@ -223,7 +223,7 @@ def check_compact(client: openai.OpenAI, model: str) -> None:
     first = client.responses.create(model=model, input=support.essay(300), max_output_tokens=50)
     compacted = client.responses.compact(model=model, previous_response_id=first.id)
     assert compacted.output[-1].type == "compaction"
-    items: Any = [item.model_dump(exclude_none=True) for item in compacted.output]
+    items: Any = [item.model_dump(exclude_none=True, warnings=False) for item in compacted.output]
     made = client.responses.create(
         model=model,
         input=[*items, {"role": "user", "content": support.reply("Going on.")}],

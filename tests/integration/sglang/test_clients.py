@@ -87,7 +87,7 @@ def test_one_context_of_four_documents(system: System, client: Client) -> None:
         {"title": f"Document {number}", "text": f"Part {number}. " + "word " * 150}
         for number in range(4)
     ]
-    body = {"documents": documents, "retention": "standard", "messages": []}
+    body = {"documents": documents, "retention": "standard"}
     context = client._call("POST", "/v1/contexts", body)
     assert context["tokens"] > 600
     full = (context["tokens"] - 1) // 64 * 64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from agentmem.core import PageHash
@@ -121,3 +123,11 @@ async def test_stop_strings() -> None:
     chunks = await run(engine, 5, stop=(stop,))
     assert ids(chunks) == whole[:4]
     assert chunks[-1].finish_reason == "stop"
+
+
+async def test_a_message_sets_the_pace() -> None:
+    engine = make(last_message=lambda _ids: "Slowly, please. [[pace: 0.02]]")
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    assert len(ids(await run(engine, 5, max_tokens=6))) == 6
+    assert loop.time() - started >= 6 * 0.02
