@@ -104,9 +104,6 @@ def messages_of(
     for index, item in enumerate(items, first):
         kind = item["type"]
         if kind == "reasoning":
-            # It comes before what it led to, so that a reply ends where the next thinking begins.
-            if said.texts or said.calls:
-                end_reply()
             thinking = _thinking(item, unseal, index)
             if thinking:
                 said.thinking.append(thinking)
