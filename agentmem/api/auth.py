@@ -82,12 +82,13 @@ class AuthenticationMiddleware:
         await self._app(scope, receive, send)
 
 
-def current_caller(request: Request) -> Caller:
+# FastAPI calls a dependency that is no coroutine in a thread: two switches for an attribute.
+async def current_caller(request: Request) -> Caller:
     """Dependency: who is asking, as the middleware found out."""
     caller: Caller = request.state.caller
     return caller
 
 
-def current_tenant(request: Request) -> TenantId:
+async def current_tenant(request: Request) -> TenantId:
     """Dependency: the tenant that is asking."""
-    return current_caller(request).tenant_id
+    return (await current_caller(request)).tenant_id

@@ -16,7 +16,7 @@ _KEY = re.compile(r"[\x20-\x7e]{1,255}\Z")
 _COUNT = re.compile(r"[0-9]{1,6}\Z")
 
 
-def retry_key(request: Request) -> RetryKey | None:
+async def retry_key(request: Request) -> RetryKey | None:
     """Dependency: how a repeat of this request is recognised; None: it cannot be.
 
     Raises InvalidRequest for headers that say nothing that could be meant.

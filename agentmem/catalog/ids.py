@@ -7,8 +7,11 @@ import secrets
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+# Pairs of characters, ten bits at a time.
+_PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
 _ID_CHARACTERS = 26
 _RANDOM_BITS = 80
+_SHIFTS = range(5 * _ID_CHARACTERS - 10, -1, -10)
 _PATTERN = re.compile(r"[a-z]{2,8}[_-][0-9a-hjkmnp-tv-z]{26}\Z")
 
 
@@ -23,9 +26,10 @@ def new_id(prefix: str, separator: str = "_") -> str:
     Ids made later sort later, which keeps new rows together in the index; the random part makes
     them unguessable.
     """
-    value = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
-    characters = [_ALPHABET[(value >> (5 * i)) & 31] for i in range(_ID_CHARACTERS)]
-    return f"{prefix}{separator}{''.join(reversed(characters))}"
+    random_bits = int.from_bytes(secrets.token_bytes(_RANDOM_BITS // 8))
+    value = (time.time_ns() // 1_000_000) << _RANDOM_BITS | random_bits
+    pairs = [_PAIRS[(value >> shift) & 1023] for shift in _SHIFTS]
+    return f"{prefix}{separator}{''.join(pairs)}"
 
 
 def is_id(text: str, prefix: str, separator: str = "_") -> bool:

@@ -16,6 +16,9 @@ from agentmem.errors import NotFound
 # SQLite takes 32,766 parameters per statement; smaller chunks keep statements cheap to parse.
 _IDS_PER_STATEMENT = 500
 
+# Made once: building a statement takes longer than running it.
+_INSERT = insert(tables.items)
+
 
 class Items:
     """Statements on `items`; see `database.Transaction`."""
@@ -28,7 +31,7 @@ class Items:
         if not items:
             return
         await self._connection.execute(
-            insert(tables.items),
+            _INSERT,
             [
                 {
                     "id": item.id,

@@ -23,7 +23,7 @@ class Retries:
 
     async def insert(self, record: RetryRecord) -> None:
         """Notes an answer."""
-        await self._connection.execute(insert(tables.retries).values(**asdict(record)))
+        await self._connection.execute(insert(tables.retries), asdict(record))
 
     async def find(
         self, tenant_id: TenantId, api_key_id: str, request_key: str

@@ -15,6 +15,10 @@ from agentmem.catalog.records import Session, Turn, Worker
 from agentmem.core import SessionId, TenantId, TurnId
 from agentmem.errors import InvalidRequest, NotFound
 
+# Made once: building a statement takes longer than running it.
+_INSERT_SESSION = insert(tables.sessions)
+_INSERT_LEASE = insert(tables.leases)
+
 
 class Sessions:
     """Statements on `sessions`; see `database.Transaction`."""
@@ -26,15 +30,16 @@ class Sessions:
         """Writes a session's row and its (free) lease."""
         values = asdict(session)
         values["metadata"] = dict(session.metadata)
-        await self._connection.execute(insert(tables.sessions).values(**values))
+        await self._connection.execute(_INSERT_SESSION, values)
         await self._connection.execute(
-            insert(tables.leases).values(
-                session_id=session.id,
-                tenant_id=session.tenant_id,
-                owner=None,
-                generation=0,
-                expires_at=0,
-            )
+            _INSERT_LEASE,
+            {
+                "session_id": session.id,
+                "tenant_id": session.tenant_id,
+                "owner": None,
+                "generation": 0,
+                "expires_at": 0,
+            },
         )
 
     async def get(self, tenant_id: TenantId, session_id: str) -> Session:

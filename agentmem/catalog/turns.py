@@ -19,6 +19,9 @@ _IDS_PER_STATEMENT = 500
 # Equal conversations are told apart by their session; so many are looked at.
 _MATCHES_MAX = 400
 
+# Made once: building a statement takes longer than running it.
+_INSERT = insert(tables.turns)
+
 
 class Turns:
     """Statements on `turns`; see `database.Transaction`."""
@@ -29,30 +32,31 @@ class Turns:
     async def insert(self, turn: Turn) -> None:
         """Writes one turn; turns never change."""
         await self._connection.execute(
-            insert(tables.turns).values(
-                id=turn.id,
-                tenant_id=turn.tenant_id,
-                session_id=turn.session_id,
-                parent_turn_id=turn.parent_turn_id,
-                number=turn.number,
-                keep=turn.keep,
-                tokens=pack_tokens(turn.tokens),
-                prompt_tokens=turn.prompt_tokens,
-                log_tokens=turn.log_tokens,
-                rebased=int(turn.rebased),
-                dropped=None if turn.dropped is None else list(turn.dropped),
-                framing=None if turn.framing is None else dict(turn.framing),
-                prefix_hash=turn.prefix_hash,
-                messages=turn.messages,
-                reply=turn.reply,
-                finish_reason=turn.finish_reason,
-                sampling=dict(turn.sampling),
-                usage=dict(turn.usage),
-                logprobs=None if turn.logprobs is None else pack_floats(turn.logprobs),
-                top_logprobs=turn.top_logprobs,
-                body_hash=turn.body_hash,
-                created_at=turn.created_at,
-            )
+            _INSERT,
+            {
+                "id": turn.id,
+                "tenant_id": turn.tenant_id,
+                "session_id": turn.session_id,
+                "parent_turn_id": turn.parent_turn_id,
+                "number": turn.number,
+                "keep": turn.keep,
+                "tokens": pack_tokens(turn.tokens),
+                "prompt_tokens": turn.prompt_tokens,
+                "log_tokens": turn.log_tokens,
+                "rebased": int(turn.rebased),
+                "dropped": None if turn.dropped is None else list(turn.dropped),
+                "framing": None if turn.framing is None else dict(turn.framing),
+                "prefix_hash": turn.prefix_hash,
+                "messages": turn.messages,
+                "reply": turn.reply,
+                "finish_reason": turn.finish_reason,
+                "sampling": dict(turn.sampling),
+                "usage": dict(turn.usage),
+                "logprobs": None if turn.logprobs is None else pack_floats(turn.logprobs),
+                "top_logprobs": turn.top_logprobs,
+                "body_hash": turn.body_hash,
+                "created_at": turn.created_at,
+            },
         )
 
     async def chain(self, tenant_id: TenantId, head: TurnId) -> list[Turn]:

@@ -24,15 +24,16 @@ class Unclaims:
         """Remembers page keys (48 bytes each) to let go of; returns the row's id."""
         unclaim_id = new_id("unc")
         await self._connection.execute(
-            insert(tables.pending_unclaims).values(
-                id=unclaim_id,
-                tenant_id=tenant_id,
-                claim_id=claim_id,
-                keys=zlib.compress(b"".join(keys), 1),
-                attempts=0,
-                created_at=now_us(),
-                retry_at=now_us(),
-            )
+            insert(tables.pending_unclaims),
+            {
+                "id": unclaim_id,
+                "tenant_id": tenant_id,
+                "claim_id": claim_id,
+                "keys": zlib.compress(b"".join(keys), 1),
+                "attempts": 0,
+                "created_at": now_us(),
+                "retry_at": now_us(),
+            },
         )
         return unclaim_id
 

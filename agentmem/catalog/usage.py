@@ -11,6 +11,9 @@ from agentmem.catalog import tables
 from agentmem.catalog.records import UsageEvent
 from agentmem.core import TenantId
 
+# Made once: building a statement takes longer than running it.
+_INSERT = insert(tables.usage_events)
+
 
 class UsageEvents:
     """Statements on `usage_events`; see `database.Transaction`."""
@@ -22,7 +25,7 @@ class UsageEvents:
         """Writes one event; a second one for the same turn is an IntegrityError."""
         values = asdict(event)
         values["read_by_tier"] = dict(event.read_by_tier)
-        await self._connection.execute(insert(tables.usage_events).values(**values))
+        await self._connection.execute(_INSERT, values)
 
     async def list(self, tenant_id: TenantId, *, limit: int = 1_000) -> list[UsageEvent]:
         """A tenant's events, oldest first."""
