@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
@@ -126,7 +127,8 @@ def run_gateway(settings: Settings) -> None:
     this version's, or the address cannot be listened on.
     """
     configure_logging(settings.log_level)
-    asyncio.run(_serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
 
 
 def open_catalog(settings: Settings) -> Catalog:

@@ -149,9 +149,9 @@ def _streams(load: Load, gateway: Server, direct: Server, rounds: int) -> list[R
     )
     rows = []
     for name, quantile, target in (("ttft_added_p50", 0.5, 3.0), ("ttft_added_p99", 0.99, 15.0)):
-        ours, theirs = _firsts(through, quantile), _firsts(beside, quantile)
-        added = [mine - other for mine, other in zip(ours, theirs, strict=True)]
-        limit = statistics.median(theirs)
+        firsts, limits = _firsts(through, quantile), _firsts(beside, quantile)
+        added = [mine - other for mine, other in zip(firsts, limits, strict=True)]
+        limit = statistics.median(limits)
         rows.append(row_of(name, added, unit="ms", limit=limit, target=target, detail=detail))
     rates = [_tokens_per_second(result) for result in through]
     limits = [_tokens_per_second(result) for result in beside]
@@ -355,7 +355,7 @@ def _client(server: Server) -> httpx2.Client:
     )
 
 
-def _quantile(values: Sequence[float], quantile: float) -> float:
+def _quantile(values: list[float], quantile: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * quantile))]
 
 

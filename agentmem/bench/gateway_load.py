@@ -14,10 +14,13 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+import uvloop
 
 _MARK = b"data: "
 _END = b"0\r\n\r\n"
+_BLANK_LINE = b"\r\n\r\n"
 _LAG_SECONDS = 0.005
 # Where the number of a request goes in its body, so that every prompt is another one.
 NUMBER = "0000000000"
@@ -46,23 +49,31 @@ class Connection(asyncio.Protocol):
         self._events = 0
         self._begun = self._first = 0.0
         self._status = b""
+        # Bytes left of a reply whose length was told; None: it ends with a last chunk.
+        self._left: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's are no subclasses of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         if not self._status:
             self._status = data[:12]
+            head, _, data = data.partition(_BLANK_LINE)
+            told = head.lower().partition(b"content-length:")[2].split(b"\r", 1)[0]
+            self._left = int(told) if told else None
+        if self._left is not None:
+            self._left -= len(data)
         seen = self._tail + data
         self._events += seen.count(_MARK)
         if not self._first and self._events > self._skip:
             self._first = time.perf_counter()
         # Too short for another whole mark, long enough for the end.
         self._tail = seen[-5:]
-        if seen.endswith(_END) and self._done is not None and not self._done.done():
+        ended = seen.endswith(_END) if self._left is None else self._left == 0
+        if ended and self._done is not None and not self._done.done():
             now = time.perf_counter()
             first = (self._first or now) - self._begun
             if not self._status.endswith(b"200"):
@@ -156,7 +167,9 @@ def _cpu_seconds() -> float:
 def main() -> None:
     """Does the jobs that come in, until there are no more."""
     for line in sys.stdin:
-        print(json.dumps(asyncio.run(run_job(json.loads(line)))), flush=True)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            result = runner.run(run_job(json.loads(line)))
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

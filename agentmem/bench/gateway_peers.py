@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import uvloop
 from starlette.types import Receive, Scope, Send
 
 from agentmem.app import build_app, serve_app
@@ -157,7 +158,8 @@ def main(arguments: Sequence[str]) -> None:
     """`gateway` or `direct`, and the seconds that a token takes; settings from the environment."""
     role, token_seconds = arguments
     configure_logging("info")
-    asyncio.run(_serve(role, float(token_seconds)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(role, float(token_seconds)))
 
 
 if __name__ == "__main__":
