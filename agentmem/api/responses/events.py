@@ -54,7 +54,7 @@ class ResponseEncoder:
         self._extras = extras
         self._number = 0
         self._layout = Layout(TurnId(""))
-        self._open: OutputItem | None = None
+        self._open: list[OutputItem] = []
         self._sealed: dict[str, str] = {}
         self._pending: list[dict[str, Any]] = []
 
@@ -87,8 +87,9 @@ class ResponseEncoder:
             growth = self._layout.finish()
             if growth is not None:
                 yield from self._grow(growth)
-        if self._open is not None:
-            yield from self._close(self._open, status)
+        for item in list(self._open):
+            last = item is self._layout.items[-1]
+            yield from self._close(item, status if last else "completed")
         kind = ending.status if ending.status in ("completed", "incomplete") else "failed"
         shown = response_object(self._head, ending, self.output(status))
         yield self._event(f"response.{kind}", response=shown)
@@ -100,8 +101,10 @@ class ResponseEncoder:
     def _grow(self, growth: Growth) -> Iterator[Event]:
         item = growth.item
         if growth.begins:
-            if self._open is not None:
-                yield from self._close(self._open, "completed")
+            for earlier in list(self._open):
+                # Text may come between a call and the rest of its arguments, another call not.
+                if earlier.kind != "function_call" or item.kind == "function_call":
+                    yield from self._close(earlier, "completed")
             yield from self._begin(item)
         if not growth.text:
             return
@@ -117,7 +120,7 @@ class ResponseEncoder:
         yield event
 
     def _begin(self, item: OutputItem) -> Iterator[Event]:
-        self._open = item
+        self._open.append(item)
         yield self._event("response.output_item.added", output_index=item.index, item=item.begun())
         if item.kind != "function_call":
             yield self._of_item("response.content_part.added", item, part=_part(item, empty=True))
@@ -140,7 +143,7 @@ class ResponseEncoder:
             )
         shown = item.as_dict(status, encrypted_content=self._sealed.get(item.id))
         yield self._event("response.output_item.done", output_index=item.index, item=shown)
-        self._open = None
+        self._open.remove(item)
 
     def _of_item(self, kind: str, item: OutputItem, **fields: Any) -> Event:
         place: dict[str, Any] = {"item_id": item.id, "output_index": item.index}
