@@ -34,8 +34,9 @@ def activate() -> None:
         raise RuntimeError(
             f"agentmem fits SGLang {SGLANG_VERSION}, not {sglang.version.__version__}"
         )
-    from agentmem.engine.sglang import seeding
+    from agentmem.engine.sglang import aborts, seeding
 
+    aborts.install()
     seeding.install(cpu=device == "cpu")
     if device == "cpu":
         _activate_cpu()

@@ -26,6 +26,8 @@ _CONTROL_SECONDS = 10.0
 _CONNECTIONS_MAX = 256
 # Required by /open_session, and only used for streaming sessions.
 _SESSION_CAPACITY = 1
+# What a grammar forbids has about -3.4e38; this is what the OpenAI API says for "hardly ever".
+_LOGPROB_MIN = -9999.0
 # How SGLang begins its message when a schema or a grammar cannot be compiled.
 _BAD_GRAMMAR = "Failed to compile"
 
@@ -210,7 +212,7 @@ def _chunk(event: dict[str, Any], *, logprobs: bool) -> GenerateChunk:
     values: tuple[float, ...] = ()
     if logprobs:
         pairs = (meta.get("output_token_logprobs") or [])[-len(token_ids) :] if token_ids else []
-        values = tuple(float(pair[0]) for pair in pairs)
+        values = tuple(_logprob(pair[0]) for pair in pairs)
     return GenerateChunk(
         token_ids=token_ids,
         logprobs=values,
@@ -225,8 +227,18 @@ def _alternatives(meta: dict[str, Any], count: int) -> tuple[Alternatives, ...]:
     """The last `count` positions' likeliest ids; () where nobody asked for them."""
     positions = (meta.get("output_top_logprobs") or [])[-count:] if count else []
     return tuple(
-        tuple((int(row[1]), float(row[0])) for row in position or ()) for position in positions
+        tuple(
+            (int(row[1]), float(row[0]))
+            for row in position or ()
+            if _logprob(row[0]) > _LOGPROB_MIN
+        )
+        for position in positions
     )
+
+
+def _logprob(value: float | None) -> float:
+    """A log-probability that JSON can say; null, NaN and -inf stand for the impossible."""
+    return _LOGPROB_MIN if value is None or not value > _LOGPROB_MIN else float(value)
 
 
 def _cached(meta: dict[str, Any]) -> CachedTokens:

@@ -105,6 +105,8 @@ def plan_launch(
         *("--hicache-storage-prefetch-policy", "timeout"),
         *("--hicache-storage-backend", "dynamic"),
         *("--hicache-storage-backend-extra-config", f"@{storage_config}"),
+        # A weak model that may write any blanks between JSON's tokens writes nothing else.
+        "--constrained-json-disable-any-whitespace",
         *("--log-level", "info"),
     ]
     if options.reasoning_parser:

@@ -12,6 +12,7 @@ from pathlib import Path
 def main(gguf: Path, directory: Path) -> None:
     """Writes safetensors in bfloat16, config, tokenizer and chat template."""
     import torch
+    from tokenizers import decoders
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # The result must be the same on every machine.
@@ -27,6 +28,10 @@ def main(gguf: Path, directory: Path) -> None:
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = model.config.max_position_embeddings
+    # transformers makes a decoder for several kinds of GGUF at once. This one's vocabulary is
+    # byte-level: grammars go by what the decoder says (xgrammar would take no token for a blank).
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.backend_tokenizer.model.byte_fallback = False
     # Decoding must give back what was encoded.
     tokenizer.clean_up_tokenization_spaces = False
     print("writing weights and tokenizer", flush=True)

@@ -27,7 +27,7 @@ PACKAGE_VERSION = "0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Raised whenever convert_gguf.py makes something else of the same file.
-_RECIPE = f"gguf {GGUF_SHA256} to safetensors, revision 1"
+_RECIPE = f"gguf {GGUF_SHA256} to safetensors, revision 2"
 _CONVERSION_SECONDS_MAX = 900.0
 
 Converter = Callable[[Path, Path, Progress], None]
