@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from agentmem.api.chat.objects import completion_object
@@ -42,15 +43,20 @@ class StoredCompletions:
         )
 
     async def delete(self, tenant_id: TenantId, completion_id: str) -> None:
-        """Deletes it; its turns go, too, where nothing else builds on them. May raise
-        SessionBusy."""
-        async with self._service.catalog.transaction() as tx:
+        """Deletes it; its turns go, too, where nothing else builds on them.
+
+        Raises SessionBusy while something goes on from one of them; deleting it again then
+        finishes what is left: the turns go first, and the first choice, which has its id, last.
+        """
+        async with self._service.catalog.reading() as tx:
             rows = await _rows(tx, tenant_id, completion_id)
-            for row in rows:
-                await tx.responses.delete(tenant_id, row.id)
-        for row in rows:
+        for row in reversed(rows):
             if row.turn_id is not None:
                 await self._service.retract(tenant_id, row.turn_id)
+            async with self._service.catalog.transaction() as tx:
+                # With the turn, its row went already.
+                with contextlib.suppress(NotFound):
+                    await tx.responses.delete(tenant_id, row.id)
 
     async def messages(
         self,
@@ -85,12 +91,13 @@ async def _rows(tx: Transaction, tenant_id: TenantId, completion_id: str) -> lis
         raise NotFound(_KIND, completion_id)
     try:
         first = await tx.responses.get(tenant_id, completion_id)
-        others = range(1, first.request.get("choices", 1))
-        rows = [first]
-        for choice in others:
-            rows.append(await tx.responses.get(tenant_id, f"{completion_id}_{choice}"))
     except NotFound as error:
         raise NotFound(_KIND, completion_id) from error
+    rows = [first]
+    for choice in range(1, first.request["choices"]):
+        # One may be gone: it was just being deleted.
+        with contextlib.suppress(NotFound):
+            rows.append(await tx.responses.get(tenant_id, f"{completion_id}_{choice}"))
     return rows
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from agentmem.testing.gateway import Client, RunningGateway
 from tests.integration.gateway.chatting import CHAT, WEATHER, complete, post, stream, user
-from tests.integration.gateway.conftest import check_error, until_async
+from tests.integration.gateway.conftest import check_error, until, until_async
 
 CALL = '[[call: get_weather {"city":"Oslo"}]]'
 
@@ -74,6 +75,24 @@ class TestStored:
             assert check_error(response, 404)["code"] == "chat_completion_not_found"
         session = completion["usage"]["agentmem"]["session_id"]
         check_error(await client.http.get(f"/v1/sessions/{session}"), 404)
+
+    async def test_delete_while_busy_can_be_tried_again(
+        self, client: Client, gateway: RunningGateway
+    ) -> None:
+        completion = await complete(client, user("tell me"), store=True, n=2)
+        path = f"{CHAT}/{completion['id']}"
+        session = completion["usage"]["agentmem"]["session_id"]
+        gateway.engine.script.stall = asyncio.Event()
+        resuming = asyncio.create_task(client.post_turn(session, "go on"))
+        await until(lambda: len(gateway.engine.calls) == 3)
+        assert check_error(await client.http.delete(path), 409)["code"] == "session_busy"
+        assert (await client.http.get(path)).status_code == 200
+        gateway.engine.script.stall.set()
+        assert (await resuming).status_code == 201
+        assert (await client.http.delete(path)).status_code == 200
+        check_error(await client.http.get(path), 404)
+        # What goes on from it stays, and so does the turn that it builds on.
+        assert (await client.get(session))["turns"] == 2
 
     async def test_others_see_nothing(self, client: Client, gateway: RunningGateway) -> None:
         completion = await complete(client, user("secret"), store=True)
