@@ -26,7 +26,7 @@ from agentmem.api.objects import ErrorObject
 from agentmem.api.retries import retry_key
 from agentmem.api.sse import STREAM_CONTENT, EventStream
 from agentmem.api.usage import CACHE_HEADER, cache_header
-from agentmem.api.waiting import nobody_there, results_or_disconnect
+from agentmem.api.waiting import failed_at_once, nobody_there, results_or_disconnect
 from agentmem.catalog.ids import new_id
 from agentmem.core import TenantId
 from agentmem.errors import InvalidRequest
@@ -85,6 +85,7 @@ def _add_create(router: APIRouter, service: SessionsService) -> None:
         listeners = await asked.begin()
         completion_id = listeners[0].response_id or asked.completion_id
         if body.stream:
+            await failed_at_once(listeners)
             return asked.stream(completion_id, listeners)
         turns = await results_or_disconnect(request, listeners)
         if turns is None:

@@ -232,6 +232,27 @@ class TestStreams:
         assert chunks[-1]["error"]["code"] == "engine_failed"
         assert text_of(chunks)
 
+    async def test_a_failure_before_anything_was_sent_is_an_answer(
+        self, client: Client, gateway: RunningGateway
+    ) -> None:
+        for choices in (1, 2):
+            gateway.engine.script.fail_after_tokens = 0
+            response = await post(client, user("tell me"), stream=True, n=choices)
+            assert check_error(response, 503)["code"] == "engine_failed"
+            assert response.headers["x-should-retry"] == "true"
+
+    async def test_a_slow_prompt_does_not_hold_the_stream_back(
+        self, client: Client, gateway: RunningGateway
+    ) -> None:
+        gateway.engine.script.stall = asyncio.Event()
+        body = {"messages": [user("tell me")], "max_tokens": 4, "stream": True}
+        async with client.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.aiter_lines()
+            async with asyncio.timeout(2.5):
+                assert '"role":"assistant"' in await anext(lines)
+            gateway.engine.script.stall.set()
+            assert [line async for line in lines if line][-1] == "data: [DONE]"
+
     async def test_leaving_aborts_the_turn(self, client: Client, gateway: RunningGateway) -> None:
         gateway.engine.token_seconds = 0.01
         body = {
