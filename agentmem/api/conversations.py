@@ -101,6 +101,7 @@ def conversations_router(conversations: ConversationsService) -> APIRouter:
     """All routes below /v1/conversations."""
     router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
     _add_conversations(router, conversations)
+    _add_conversation(router, conversations)
     _add_items(router, conversations)
     _add_item(router, conversations)
     return router
@@ -145,6 +146,8 @@ def _add_conversations(router: APIRouter, conversations: ConversationsService) -
             }
         )
 
+
+def _add_conversation(router: APIRouter, conversations: ConversationsService) -> None:
     @router.get(
         "/{conversation_id}",
         summary="Get a conversation",

@@ -131,8 +131,12 @@ class Chat:
 
     def encode_now(self, text: str) -> list[int]:
         """As `encode`, for callers that are in a thread already."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        if len(text) <= _INLINE_CHARACTERS:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            return ids
+        # A batch of one: unlike `encode` it lets other threads run, and it is twice as fast.
+        (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return list(encoded.ids)
 
     def decode(self, token_ids: Sequence[int], *, special: bool) -> str:
         """The text of ids; `special` keeps special tokens. Broken UTF-8 becomes U+FFFD, and so

@@ -16,7 +16,7 @@ from agentmem.catalog.records import Item, Session
 from agentmem.core import TenantId
 from agentmem.errors import InvalidRequest, NotFound
 from agentmem.sessions.bases import conversation_of
-from agentmem.sessions.items import numbered_items
+from agentmem.sessions.items import is_item_id, numbered_items
 from agentmem.sessions.openings import (
     Openings,
     check_free,
@@ -146,7 +146,7 @@ class ConversationsService:
             position = None
             if after is not None:
                 try:
-                    mark = await tx.items.in_conversation(tenant_id, conversation_id, after)
+                    mark = await _item(tx, tenant_id, conversation_id, after)
                 except NotFound as error:
                     raise InvalidRequest(
                         f"No item with id {after!r} to go on after.", param="after"
@@ -165,7 +165,7 @@ class ConversationsService:
         """One item."""
         async with self._service.catalog.reading() as tx:
             await conversation_session(tx, tenant_id, conversation_id)
-            found = await tx.items.in_conversation(tenant_id, conversation_id, item_id)
+            found = await _item(tx, tenant_id, conversation_id, item_id)
         return dict(found.data)
 
     async def remove_item(
@@ -174,7 +174,7 @@ class ConversationsService:
         """Takes an item away; the next response does not know of it. Raises SessionBusy."""
         async with self._service.catalog.transaction() as tx:
             session = await self._free(tx, tenant_id, conversation_id)
-            item = await tx.items.in_conversation(tenant_id, conversation_id, item_id)
+            item = await _item(tx, tenant_id, conversation_id, item_id)
             await tx.items.leave_conversation(item)
         return ConversationView(conversation_id, session)
 
@@ -189,6 +189,12 @@ class ConversationsService:
         given = await self._openings.items(tenant_id, items)
         self._openings.messages(tenant_id, given)
         return numbered_items(given)
+
+
+async def _item(tx: Transaction, tenant_id: TenantId, conversation_id: str, item_id: str) -> Item:
+    if not is_item_id(item_id):
+        raise NotFound("item", item_id)
+    return await tx.items.in_conversation(tenant_id, conversation_id, item_id)
 
 
 def _added(

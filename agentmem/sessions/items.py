@@ -45,11 +45,16 @@ def numbered_items(items: Iterable[Item], taken: Iterable[str] = ()) -> list[dic
     numbered = []
     for item in items:
         own = item.get("id")
-        if not isinstance(own, str) or not _ID.match(own) or own in seen:
+        if not isinstance(own, str) or not is_item_id(own) or own in seen:
             own = new_id(_PREFIXES[item["type"]])
         seen.add(own)
         numbered.append({**item, "id": own})
     return numbered
+
+
+def is_item_id(text: str) -> bool:
+    """Whether an item could have this id: what else no query needs to see."""
+    return _ID.match(text) is not None
 
 
 def message_item(role: str, text: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from agentmem.catalog.ids import is_id
 from agentmem.catalog.records import Item, Response, Session
 from agentmem.core import TenantId, TurnId
 from agentmem.errors import InvalidRequest, NotFound, SessionBusy
-from agentmem.sessions.items import messages_of, numbered_items
+from agentmem.sessions.items import is_item_id, messages_of, numbered_items
 from agentmem.sessions.messages import Message
 from agentmem.sessions.requests import AfterTurn, FromContext, InSession, LongestPrefix, Target
 from agentmem.sessions.sealing import Purpose, Sealer
@@ -79,8 +79,10 @@ class Openings:
             if item["type"] != "item_reference":
                 resolved.append(dict(item))
                 continue
-            async with self._service.catalog.reading() as tx:
-                found = await tx.items.find(tenant_id, item["id"])
+            found = None
+            if is_item_id(item["id"]):
+                async with self._service.catalog.reading() as tx:
+                    found = await tx.items.find(tenant_id, item["id"])
             if found is None:
                 raise InvalidRequest(
                     f"No item with id {item['id']!r}; items of responses with store false are not "

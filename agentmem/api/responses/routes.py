@@ -31,7 +31,7 @@ from agentmem.api.responses.schemas import (
     ResponseBody,
 )
 from agentmem.api.retries import retry_key
-from agentmem.api.sse import EventStream
+from agentmem.api.sse import STREAM_CONTENT, EventStream
 from agentmem.api.usage import CACHE_HEADER, cache_header
 from agentmem.api.waiting import nobody_there, results_or_disconnect
 from agentmem.catalog.ids import new_id
@@ -92,7 +92,10 @@ def _add_create(router: APIRouter, service: SessionsService, responses: Response
         "of the input that is known. With `stream` the answer is a stream of events that ends with "
         "`data: [DONE]`.",
         response_model=objects.ResponseObject,
-        responses=errors(404, 409, 413, 503),
+        responses={
+            200: {"description": "The response, or its events.", "content": STREAM_CONTENT},
+            **errors(404, 409, 413, 503),
+        },
     )
     async def create_response(
         request: Request, caller: CurrentCaller, retry: Retry, body: ResponseBody
@@ -165,7 +168,10 @@ def _add_stored(router: APIRouter, service: SessionsService, responses: Response
         description="With `stream` the events come once more, those after `starting_after`: the "
         "same events with the same numbers, whether the response runs or is over.",
         response_model=objects.ResponseObject,
-        responses=errors(404, 503),
+        responses={
+            200: {"description": "The response, or its events.", "content": STREAM_CONTENT},
+            **errors(404, 503),
+        },
     )
     async def get_response(
         tenant: Tenant,
