@@ -35,7 +35,7 @@ librarian = Agent(
     name="Librarian",
     instructions="You are a librarian. You answer in one sentence. " * 10,
     model="gpt-4.1",  # an alias of the default model
-    model_settings=ModelSettings(max_tokens=60),
+    model_settings=ModelSettings(max_tokens=1_000),  # a reply that is cut counts as an error
     tools=[shelf_of],
 )
 
