@@ -24,7 +24,7 @@ from agentmem.engine.fake import FakeEngine
 from agentmem.sessions.ports import Freed, PageResidency
 from agentmem.telemetry import configure_logging
 from agentmem.testing.fake_worker import FakeWorker
-from agentmem.testing.models import write_tokenizer
+from agentmem.testing.models import FIRST_WORD_ID, write_tokenizer
 
 CONTEXT_TOKENS = 1 << 18
 
@@ -144,6 +144,8 @@ async def _serve(role: str, token_seconds: float) -> None:
         context_tokens=CONTEXT_TOKENS,
         token_seconds=token_seconds,
         pages=pages,
+        # Every token is text, so that the first one is seen when it is made.
+        first_id=FIRST_WORD_ID,
     )
     worker.engine.calls = _Unrecorded()
     if role == "direct":

@@ -53,6 +53,7 @@ class FakeWorker:
         token_seconds: float = 0.0,
         parser: ParserFactory = open_hermes_parser,
         pages: InMemoryPages | None = None,
+        first_id: int = FIRST_TEXT_ID,
     ) -> None:
         self._chat = Chat.load(model_path)
         fingerprint = fake_fingerprint(page_tokens)
@@ -62,7 +63,7 @@ class FakeWorker:
         eos = self._chat.token_id(EOS_TOKEN)
         self._turn = self._chat.token_id(TURN_TOKEN)
         self.engine = FakeEngine(
-            vocabulary=(FIRST_TEXT_ID, self._chat.vocabulary_size),
+            vocabulary=(first_id, self._chat.vocabulary_size),
             eos_token_ids=() if eos is None else (eos,),
             page_tokens=page_tokens,
             hbm_tokens=hbm_tokens or 1 << 20,

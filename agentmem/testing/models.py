@@ -12,6 +12,8 @@ SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 EOS_TOKEN = "<|im_end|>"  # noqa: S105 - a token of text, not a secret
 TURN_TOKEN = "<|im_start|>"  # noqa: S105 - a token of text, not a secret
 FIRST_TEXT_ID = len(SPECIAL_TOKENS)
+# Before it come the 256 single bytes: half a character has no text to show yet.
+FIRST_WORD_ID = FIRST_TEXT_ID + 256
 
 # As SmolLM2's: a conversation without a system message gets a default one, so that rendering new
 # messages alone would insert it again in the middle.
