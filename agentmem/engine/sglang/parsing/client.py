@@ -51,43 +51,53 @@ class ParsingClient:
         )
         if not calls and not self._reasoning:
             return PlainText()
-        connection = await self._connect()
-        try:
-            await connection.ask(wire.Request(open=wire.spec_to_wire(spec)))
-        except BaseException:
-            await connection.close()
-            raise
+        connection, _ = await self._ask_first(wire.Request(open=wire.spec_to_wire(spec)))
         return _RemoteParser(connection)
 
     async def constraint(self, spec: OutputSpec) -> Constraint | None:
         """See `Engine.tool_constraint`."""
         if not spec.tools or spec.tool_choice.mode == "none":
             return None
-        connection = await self._connect()
-        try:
-            answer = await connection.ask(wire.Request(constrain=wire.spec_to_wire(spec)))
-        finally:
-            await connection.close()
+        request = wire.Request(constrain=wire.spec_to_wire(spec))
+        connection, answer = await self._ask_first(request)
+        await connection.close()
         if answer.constraint is None:
             return None
         kind, value, after_thinking = answer.constraint
         return Constraint(kind, value, after_thinking)
 
-    async def _connect(self) -> _Connection:
-        host, _, port = self._address.rpartition(":")
+    async def _ask_first(self, request: wire.Request) -> tuple[_Connection, wire.Answer]:
+        """The first question of a reply: asked again while the server is being started again."""
         deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
         while True:
+            connection = None
             try:
-                reader, writer = await asyncio.open_connection(
-                    host, int(port or 0), limit=wire.LINE_BYTES_MAX
-                )
-                return _Connection(reader, writer)
-            except OSError as error:
-                if not port or asyncio.get_running_loop().time() > deadline:
-                    raise EngineFailed(
-                        f"The worker's parsing server ({self._address}) cannot be reached: {error}"
-                    ) from error
-            await asyncio.sleep(_RETRY_SECONDS)
+                connection = await self._connect()
+                return connection, await connection.ask(request)
+            except _Gone:
+                if asyncio.get_running_loop().time() > deadline or not self._address:
+                    raise
+                await asyncio.sleep(_RETRY_SECONDS)
+            except BaseException:
+                if connection is not None:
+                    await connection.close()
+                raise
+
+    async def _connect(self) -> _Connection:
+        host, _, port = self._address.rpartition(":")
+        try:
+            reader, writer = await asyncio.open_connection(
+                host, int(port or 0), limit=wire.LINE_BYTES_MAX
+            )
+        except OSError as error:
+            raise _Gone(
+                f"The worker's parsing server ({self._address}) cannot be reached: {error}"
+            ) from error
+        return _Connection(reader, writer)
+
+
+class _Gone(EngineFailed):
+    """The server cannot be reached, or went away."""
 
 
 class _Connection:
@@ -105,7 +115,8 @@ class _Connection:
                 line = await self._reader.readline()
             answer = _decoder.decode(line)
         except (OSError, TimeoutError, ValueError, msgspec.MsgspecError) as error:
-            raise EngineFailed(f"The worker's parsing server went away: {error!r}") from error
+            await self.close()
+            raise _Gone(f"The worker's parsing server went away: {error!r}") from error
         if answer.refused is not None:
             raise InvalidRequest(answer.refused, param="tools")
         if answer.failed is not None:

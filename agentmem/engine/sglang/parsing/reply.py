@@ -27,7 +27,7 @@ class ReplyParser:
     def push(self, text: str) -> list[Piece]:
         """More text; returns what became certain."""
         if self._reasoning is None:
-            return self._say(text)
+            return _joined(self._say(text))
         self._segments.push(text)
         pieces: list[Piece] = []
         while segment := self._segments.take():
