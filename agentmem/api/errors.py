@@ -11,7 +11,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from agentmem.errors import (
     AgentmemError,
@@ -78,7 +77,6 @@ _INTERNAL = _Kind(500, "server_error", "internal_error", None, True)
 # A response named in the body of a request, as OpenAI's API answers to it.
 _PREVIOUS_RESPONSE = _Kind(400, _INVALID, "previous_response_not_found")
 _PREVIOUS_RESPONSE_KIND = "previous_response"
-_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _HTTP_CODES = {404: "unknown_route", 405: "method_not_allowed", 408: "request_timeout"}
 
 
@@ -175,21 +173,16 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
         code = _HTTP_CODES.get(status, "http_error")
     kind = "not_found_error" if status == 404 else "invalid_request_error"
     headers = {**(error.headers or {}), "X-Should-Retry": "false"}
-    if status == 405:
-        headers["Allow"] = ", ".join(_allowed(request))
+    if status == 405 and (allowed := _allowed(request)):
+        headers["Allow"] = ", ".join(allowed)
     return JSONResponse(error_body(message, kind, code=code), status, headers)
 
 
 def _allowed(request: Request) -> list[str]:
     """All methods of the path: each is a route of its own, and the error knows only the first."""
-    return [
-        method
-        for method in _METHODS
-        if any(
-            route.matches({**request.scope, "method": method})[0] is Match.FULL
-            for route in request.app.routes
-        )
-    ]
+    path: str = getattr(request.scope.get("route"), "path_format", "")
+    documented: dict[str, Any] = request.app.openapi()["paths"]
+    return sorted(method.upper() for method in documented.get(path, {}))
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 INT32_MAX = 2**31 - 1
 _INT64_MAX = 2**63 - 1
@@ -58,7 +58,14 @@ def bias_by_token(bias: dict[str, float] | None) -> dict[int, float]:
     return {int(token): value for token, value in (bias or {}).items()}
 
 
+def _boolean(value: Any) -> Any:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError("a boolean is wanted")  # 0 equals False, and would pass for it
+    return value
+
+
 Text = Annotated[str, AfterValidator(_storable)]
+Off = Annotated[Literal[False], BeforeValidator(_boolean)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_storable_json)]
 MetadataKey = Annotated[str, AfterValidator(_storable), Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, AfterValidator(_storable), Field(max_length=512)]

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from agentmem.api.caching import CacheBreakpoint
 from agentmem.api.errors import UNSUPPORTED
-from agentmem.api.fields import Text
+from agentmem.api.fields import Off, Text
 from agentmem.sessions.items import message_item
 
 ITEMS_MAX = 10_000
@@ -185,7 +185,7 @@ class FunctionCallItem(TypedDict):
     caller: NotRequired[DirectCaller | None]
     namespace: NotRequired[None]
     # `async` is a word of Python's.
-    asynchronous: NotRequired[Annotated[Literal[False] | None, Field(alias="async")]]
+    asynchronous: NotRequired[Annotated[Off | None, Field(alias="async")]]
     parsed_arguments: NotRequired[Any]
 
 

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from agentmem.api.chat.tools import TOOLS_MAX, FunctionName, Toolbox, toolbox
 from agentmem.api.errors import UNSUPPORTED
-from agentmem.api.fields import JsonObject, Text
+from agentmem.api.fields import JsonObject, Off, Text
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -46,10 +46,10 @@ class FunctionTool(TypedDict):
     parameters: NotRequired[JsonObject | None]
     strict: NotRequired[bool | None]
     output_schema: NotRequired[None]
-    defer_loading: NotRequired[Literal[False] | None]
+    defer_loading: NotRequired[Off | None]
     allowed_callers: NotRequired[Annotated[list[Literal["direct"]], Field(max_length=1)] | None]
     # `async` is a word of Python's.
-    asynchronous: NotRequired[Annotated[Literal[False] | None, Field(alias="async")]]
+    asynchronous: NotRequired[Annotated[Off | None, Field(alias="async")]]
 
 
 class NamedChoice(TypedDict):

@@ -162,6 +162,24 @@ class TestBytes:
         check_error(response, 400)
 
 
+class TestMethods:
+    @pytest.mark.parametrize(
+        ("path", "allowed"),
+        [
+            ("/v1/models/fake", "DELETE, GET"),
+            (f"{RESPONSES}/resp_1", "DELETE, GET"),
+            (COMPACT, "POST"),
+            (CONVERSATIONS, "GET, POST"),
+        ],
+    )
+    async def test_a_wrong_one_is_told_the_right_ones(
+        self, client: Client, path: str, allowed: str
+    ) -> None:
+        response = await client.http.put(path)
+        check_error(response, 405)
+        assert response.headers["allow"] == allowed
+
+
 class TestSizes:
     @pytest.mark.parametrize("route", ROUTES)
     async def test_ten_megabytes_of_text(self, client: Client, route: str) -> None:
