@@ -33,8 +33,9 @@ _HEADERS = {
     "x-accel-buffering": "no",
 }
 
-# For the document: what a route answers with besides JSON.
-STREAM_CONTENT: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+# For the document: what a route answers with besides JSON. A schema would be one of single events,
+# which differ from each other.
+STREAM_CONTENT: dict[str, Any] = {"text/event-stream": {}}
 
 encode_json: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 
