@@ -186,3 +186,20 @@ class TestTextStream:
         for piece in pieces:
             shown += piece
             assert not any(s in shown for s in stop)
+
+    @given(data=st.data(), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    def test_special_tokens_are_kept_but_for_the_last(
+        self, chat: Chat, data: st.DataObject, sizes: list[int]
+    ) -> None:
+        # A third of them special.
+        token = st.one_of(st.integers(0, 4), st.integers(5, chat.vocabulary_size - 1))
+        ids = data.draw(st.lists(token, max_size=25))
+        stream = TextStream(chat, special=True)
+        pieces, at, turn = [], 0, 0
+        while at < len(ids):
+            size = sizes[turn % len(sizes)]
+            pieces.append(stream.push(tuple(ids[at : at + size])))
+            at, turn = at + size, turn + 1
+        pieces.append(stream.finish())
+        shown = ids[:-1] if ids and chat.is_special(ids[-1]) else ids
+        assert "".join(pieces) == chat.decode(shown, special=True)

@@ -9,7 +9,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from agentmem.engine.base import CachedTokens, GenerateChunk, GenerateRequest, Sampling
+from agentmem.engine.base import (
+    CachedTokens,
+    Constraint,
+    GenerateChunk,
+    GenerateRequest,
+    Sampling,
+)
+from agentmem.engine.output import OutputSpec, PlainText, ToolChoice
 from agentmem.engine.sglang.client import SglangEngine
 from agentmem.errors import EngineFailed, InvalidRequest
 
@@ -111,6 +118,58 @@ async def test_connection_lost_is_a_failure() -> None:
 
     with pytest.raises(EngineFailed, match="went away"):
         await collect(engine(drop).generate(REQUEST))
+
+
+async def test_how_to_sample_is_said_in_sglangs_words() -> None:
+    server = Server([event(7, {"type": "stop"})])
+    sampling = Sampling(
+        max_tokens=2,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        logit_bias={7: 1.5},
+        constraint=Constraint("structural_tag", "{}", after_thinking=True),
+    )
+    request = GenerateRequest("r1", [1], sampling, "s", logprobs=True, top_logprobs=3)
+    await collect(engine(server).generate(request))
+    await collect(engine(server).generate(REQUEST))
+    (_, body), (_, plain) = server.calls
+    params = body["sampling_params"]
+    assert params["frequency_penalty"] == 0.5
+    assert params["presence_penalty"] == -0.5
+    assert params["logit_bias"] == {"7": 1.5}
+    assert params["structural_tag"] == "{}"
+    assert body["require_reasoning"] is True
+    assert body["top_logprobs_num"] == 3
+    assert not {"require_reasoning", "top_logprobs_num"} & set(plain)
+    assert not {"logit_bias", "frequency_penalty", "json_schema"} & set(plain["sampling_params"])
+
+
+async def test_alternatives_without_what_a_grammar_forbids() -> None:
+    last = event(7, {"type": "stop"})
+    last["meta_info"] |= {
+        "output_token_logprobs": [[None, 7, None]],
+        "output_top_logprobs": [
+            [[-0.1, 7, None], [-0.2, 8, None]],
+            [[-0.5, 7, None], [-3.4e38, 9, None], [None, 5, None]],
+        ],
+    }
+    [chunk] = await collect(engine(Server([last])).generate(REQUEST))
+    assert chunk.logprobs == (-9999.0,)
+    assert chunk.top_logprobs == (((7, -0.5),),), "as many positions as ids"
+
+
+async def test_a_schema_that_cannot_be_compiled_is_the_callers() -> None:
+    reason = {"type": "abort", "message": "Failed to compile json grammar: no lookahead"}
+    with pytest.raises(InvalidRequest, match="no lookahead"):
+        await collect(engine(Server([event(7, reason)])).generate(REQUEST))
+
+
+async def test_without_formats_a_reply_is_text_and_nobody_is_asked() -> None:
+    client = engine(Server([]))
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    assert isinstance(await client.open_parser(OutputSpec(tools=tools)), PlainText)
+    none = OutputSpec(tools=tools, tool_choice=ToolChoice("none"))
+    assert await client.tool_constraint(none) is None
 
 
 async def test_empty_salt_is_refused() -> None:

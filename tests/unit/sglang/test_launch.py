@@ -32,6 +32,11 @@ def value(launch: LaunchPlan, flag: str) -> str:
     return launch.command[launch.command.index(flag) + 1]
 
 
+def test_thinking_ends_before_a_grammar_begins() -> None:
+    assert "--reasoning-parser" not in plan().command
+    assert value(plan(replace(OPTIONS, reasoning_parser="qwen3")), "--reasoning-parser") == "qwen3"
+
+
 def test_listens_on_loopback_only() -> None:
     launch = plan()
     assert value(launch, "--host") == "127.0.0.1"
