@@ -171,6 +171,9 @@ async def migrate(url: str) -> str:
                 await connection.execute(
                     text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK}
                 )
+            else:
+                # The transaction, hence SQLite's lock, begins with its first statement.
+                await connection.execute(text("SELECT 1"))
             return await connection.run_sync(_upgrade)
     finally:
         await engine.dispose()

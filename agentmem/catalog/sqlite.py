@@ -3,7 +3,8 @@
 SQLAlchemy's asyncio dialect works on `aiosqlite`, whose cursors go to the connection's thread and
 back three times per statement (execute, fetch, close), by a queue that is itself slow: most of what
 a turn's commit cost. This is the same interface where a statement is executed and its rows are
-fetched in one go. Only what the dialect uses is there.
+fetched in one go, and BEGIN goes along with the first statement. Only what the dialect uses is
+there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class SqliteConnection:
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._connection: sqlite3.Connection | None = None
         self._stopped = False
+        # A BEGIN that was asked for and not executed yet.
+        self._begin: str | None = None
         self._thread = threading.Thread(target=self._run, name="catalog-sqlite", daemon=True)
         self._thread.start()
 
@@ -59,11 +62,25 @@ class SqliteConnection:
 
     async def commit(self) -> None:
         """See sqlite3.Connection."""
-        await self.run(self.driver.commit)
+        if self._begin is None:
+            await self.run(self.driver.commit)
+        self._begin = None
 
     async def rollback(self) -> None:
         """See sqlite3.Connection."""
-        await self.run(self.driver.rollback)
+        if self._begin is None:
+            await self.run(self.driver.rollback)
+        self._begin = None
+
+    def begin(self, statement: str) -> None:
+        """Has a transaction begin with the next statement, whose errors are then also BEGIN's."""
+        self._begin = statement
+
+    def execute_begin(self) -> None:
+        """In the connection's thread: begins the transaction that was asked for, if any."""
+        if self._begin is not None:
+            self.driver.execute(self._begin).close()
+            self._begin = None
 
     async def create_function(self, *args: Any, **options: Any) -> None:
         """See sqlite3.Connection."""
@@ -131,6 +148,9 @@ class SqliteCursor:
 
     async def execute(self, statement: str, parameters: Sequence[Any] = ()) -> SqliteCursor:
         """Executes a statement and fetches its rows."""
+        if statement.startswith("BEGIN"):
+            self._connection.begin(statement)
+            return self
         await self._connection.run(lambda: self._execute(statement, parameters))
         return self
 
@@ -146,12 +166,14 @@ class SqliteCursor:
         """Nothing is open."""
 
     def _execute(self, statement: str, parameters: Sequence[Any]) -> None:
+        self._connection.execute_begin()
         cursor = self._connection.driver.execute(statement, parameters)
         if cursor.description is not None:
             self._rows = cursor.fetchall()
         self._keep(cursor)
 
     def _executemany(self, statement: str, parameters: Sequence[Sequence[Any]]) -> None:
+        self._connection.execute_begin()
         self._keep(self._connection.driver.executemany(statement, parameters))
 
     def _keep(self, cursor: sqlite3.Cursor) -> None:

@@ -41,7 +41,7 @@ from agentmem.sessions.retention import CLASSES
 # Hashes per question; a conversation that only grew is found by the first one.
 _HASHES_PER_QUERY = 200
 # Ends of conversations that are remembered here, about 200 bytes each.
-_ENDS_MAX = 50_000
+_ENDS_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ _log = get_logger("agentmem.sessions.durability")
 _FIRST_DELAY_SECONDS = 0.02
 _DELAY_SECONDS_MAX = 1.0
 _FAREWELL_SECONDS = 5.0
+_BATCH = 50
 WATCHED_MAX = 10_000
 
 
@@ -117,19 +118,29 @@ class DurabilityTracker:
             timeout = None if next_due is None else max(0.0, next_due - time.monotonic())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), timeout)
-            for item in list(self._watched.values()):
-                if item.due <= time.monotonic():
-                    async with self._step:
-                        await self._look_after(item)
+            now = time.monotonic()
+            due = [item for item in self._watched.values() if item.due <= now][:_BATCH]
+            async with self._step:
+                await self._look_after(due)
 
-    async def _look_after(self, item: Watched) -> None:
-        if self._watched.get(item.session_id) is not item:
-            return
-        try:
-            done = await self._advance(item)
-        except AgentmemError as error:
-            _log.warning("durability unknown", session_id=item.session_id, error=error.message)
-            done = False
+    async def _look_after(self, items: Sequence[Watched]) -> None:
+        """Claims what is not claimed yet, and records in one transaction what became durable."""
+        reached = []
+        for item in items:
+            if self._watched.get(item.session_id) is item:
+                reached.append((item, await self._reached(item)))
+        advanced = [
+            (item, pages)
+            for item, pages in reached
+            if pages is not None and pages > item.durable_pages
+        ]
+        recorded = await self._record(advanced) if advanced else True
+        for item, pages in reached:
+            if pages is not None and (recorded or pages <= item.durable_pages):
+                item.durable_pages = pages
+            self._settle(item, done=item.claimed and item.durable_pages == len(item.keys))
+
+    def _settle(self, item: Watched, *, done: bool) -> None:
         if done:
             self._metrics.durability_lag.observe(time.monotonic() - item.started + item.age_seconds)
             self._forget_item(item)
@@ -154,26 +165,33 @@ class DurabilityTracker:
                     if not await self.claim_now(item):
                         return  # the next gateway claims, once the agent answers
 
-    async def _advance(self, item: Watched) -> bool:
+    async def _reached(self, item: Watched) -> int | None:
+        """How many pages, from the first one on, are durable; None: the agent did not answer."""
         if not item.claimed and not await self.claim_now(item):
-            return False
+            return None
         rest = item.keys[item.durable_pages :]
         try:
             missing = await self._pages.wait_durable(rest, 0.0) if rest else []
-        except NodeUnavailable:
+        except NodeUnavailable as error:
             self._metrics.node_failures.labels("wait_durable").inc()
-            raise
-        reached = item.durable_pages + (missing[0] if missing else len(rest))
-        if reached > item.durable_pages:
+            _log.warning("durability unknown", session_id=item.session_id, error=error.message)
+            return None
+        return item.durable_pages + (missing[0] if missing else len(rest))
+
+    async def _record(self, advanced: Sequence[tuple[Watched, int]]) -> bool:
+        try:
             async with self._catalog.transaction(durable=False) as tx:
-                await tx.sessions.set_durable(
-                    item.tenant_id,
-                    item.session_id,
-                    item.head,
-                    position=reached * item.page_tokens,
-                )
-            item.durable_pages = reached
-        return not missing
+                for item, pages in advanced:
+                    await tx.sessions.set_durable(
+                        item.tenant_id,
+                        item.session_id,
+                        item.head,
+                        position=pages * item.page_tokens,
+                    )
+        except AgentmemError as error:
+            _log.warning("durability not recorded", error=error.message)
+            return False
+        return True
 
     def _forget_item(self, item: Watched) -> None:
         if self._watched.get(item.session_id) is item:

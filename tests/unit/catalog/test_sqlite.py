@@ -78,3 +78,25 @@ async def test_no_thread_is_left(tmp_path: Path) -> None:
         async with asyncio.timeout(2):
             while threads() > before:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_transaction_begins_with_its_first_statement(tmp_path: Path) -> None:
+    one = await SqliteConnection.open(str(tmp_path / "a.db"), timeout=0)
+    two = await SqliteConnection.open(str(tmp_path / "a.db"), timeout=0)
+    await execute(one, "BEGIN IMMEDIATE")
+    await execute(two, "BEGIN IMMEDIATE")
+    await execute(one, "CREATE TABLE t (n)")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        await execute(two, "INSERT INTO t VALUES (1)")
+    await two.rollback()  # of what never began
+    await one.rollback()
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        await execute(two, "SELECT * FROM t")
+    await execute(two, "BEGIN IMMEDIATE")
+    await two.commit()
+    await execute(one, "BEGIN IMMEDIATE")
+    await execute(one, "CREATE TABLE t (n)")
+    await one.commit()
+    assert await execute(two, "SELECT * FROM t") == []
+    for each in (one, two):
+        await each.close()
