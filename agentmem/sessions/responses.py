@@ -28,6 +28,7 @@ from agentmem.telemetry import get_logger
 
 _log = get_logger("agentmem.sessions.responses")
 _MICROSECONDS = 1_000_000
+_NOTED_SECONDS_MAX = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,14 @@ class Found:
     listener: Listener | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A stored response whose end has not been noted yet; `noted` is set when it is."""
+
+    plan: ResponsePlan
+    noted: asyncio.Event
+
+
 class ResponsesService:
     """Every method raises NotFound for ids that are unknown, deleted or another tenant's."""
 
@@ -59,7 +68,7 @@ class ResponsesService:
         self.sealer = Sealer(service.secrets)
         self.openings = Openings(service, self.sealer)
         self._service = service
-        self._running: dict[tuple[TenantId, str], ResponsePlan] = {}
+        self._running: dict[tuple[TenantId, str], _Running] = {}
         self._ended: dict[tuple[TenantId, str], str] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._left: set[asyncio.Task[None]] = set()
@@ -91,7 +100,7 @@ class ResponsesService:
         if listener.response_id not in (None, plan.id):
             return await self._repeated(begun, listener.response_id or "")
         if plan.stored:
-            self._running[caller.tenant_id, plan.id] = plan
+            self._running[caller.tenant_id, plan.id] = _Running(plan, asyncio.Event())
         return begun
 
     async def find(self, tenant_id: TenantId, response_id: str) -> Found:
@@ -99,11 +108,23 @@ class ResponsesService:
         if not is_id(response_id, "resp"):
             raise NotFound("response", response_id)
         listener = self._service.find_running(tenant_id, response_id)
-        plan = self._running.get((tenant_id, response_id))
-        if listener is not None and plan is not None:
-            return Found(plan, None, listener)
+        running = self._running.get((tenant_id, response_id))
+        if listener is not None and running is not None:
+            return Found(running.plan, None, listener)
         if listener is not None:
             listener.close()
+        try:
+            return await self._stored(tenant_id, response_id)
+        except NotFound:
+            if running is None:
+                raise
+        # It is over and came to nothing; whoever followed it is about to note that.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_NOTED_SECONDS_MAX):
+                await running.noted.wait()
+        return await self._stored(tenant_id, response_id)
+
+    async def _stored(self, tenant_id: TenantId, response_id: str) -> Found:
         async with self._service.catalog.reading() as tx:
             row = await tx.responses.get(tenant_id, response_id)
             turn = (
@@ -117,7 +138,7 @@ class ResponsesService:
 
     def finished(self, begun: Begun) -> None:
         """The turn is in the log: its row tells everything from now on."""
-        self._running.pop((begun.tenant_id, begun.plan.id), None)
+        self._note((begun.tenant_id, begun.plan.id))
 
     async def failed(self, begun: Begun, error: Mapping[str, Any]) -> str:
         """The turn came to nothing: keeps a row that says so (where the response is stored), and
@@ -126,7 +147,7 @@ class ResponsesService:
         status = self._ended.get(key, "failed")
         if begun.plan.stored and status != "deleted":
             await self._write_failed(begun, status, None if status == "cancelled" else error)
-        self._running.pop(key, None)
+        self._note(key)
         return "cancelled" if status == "deleted" else status
 
     def leave(self, begun: Begun, describe: Callable[[AgentmemError], Mapping[str, Any]]) -> None:
@@ -214,13 +235,18 @@ class ResponsesService:
             yield
 
     async def _repeated(self, begun: Begun, response_id: str) -> Begun:
-        plan = self._running.get((begun.tenant_id, response_id))
-        if plan is not None:
-            return Begun(begun.tenant_id, plan, begun.listener)
+        running = self._running.get((begun.tenant_id, response_id))
+        if running is not None:
+            return Begun(begun.tenant_id, running.plan, begun.listener)
         begun.listener.close()
         found = await self.find(begun.tenant_id, response_id)
         assert found.listener is not None, "a repeat of what failed is a new turn"
         return Begun(begun.tenant_id, found.plan, found.listener)
+
+    def _note(self, key: tuple[TenantId, str]) -> None:
+        running = self._running.pop(key, None)
+        if running is not None:
+            running.noted.set()
 
     async def _see_through(
         self, begun: Begun, describe: Callable[[AgentmemError], Mapping[str, Any]]

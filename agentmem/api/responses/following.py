@@ -18,6 +18,7 @@ from agentmem.api.responses.objects import (
 )
 from agentmem.api.responses.schemas import ENCRYPTED, LOGPROBS
 from agentmem.api.sse import DONE, event
+from agentmem.api.waiting import failed_at_once
 from agentmem.catalog.records import Response, Turn
 from agentmem.errors import AgentmemError
 from agentmem.sessions.requests import ResponsePlan
@@ -43,6 +44,20 @@ class Follower:
                 if data["sequence_number"] > after:
                     yield event(data, kind)
         yield DONE
+
+    async def first_sign(self) -> None:
+        """Returns when there is something to stream, or it takes its time.
+
+        Raises what the turn failed with before: nobody has learnt its id, and clients try again.
+        """
+        try:
+            await failed_at_once([self._begun.listener])
+        except AgentmemError:
+            self._responses.finished(self._begun)
+            raise
+        except BaseException:
+            self.leave()
+            raise
 
     async def whole(self, request: Request) -> tuple[dict[str, Any], Turn] | None:
         """The response once it is whole, and its turn; None when the caller leaves before.

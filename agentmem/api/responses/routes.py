@@ -112,6 +112,7 @@ def _add_create(router: APIRouter, service: SessionsService, responses: Response
             service, responses, begun, body.include or (), obfuscate=body.obfuscated
         )
         if body.stream:
+            await follower.first_sign()
             return EventStream(follower.events(), close=follower.leave)
         done = await follower.whole(request)
         if done is None:

@@ -180,6 +180,10 @@ async def test_a_failure_before_the_answer_is_an_http_error(
     gateway.engine.script.fail_after_tokens = 2
     error = check_error(await post(client, "Hello.", ignore_eos=True), 503)
     assert error["code"] == "engine_failed"
+    gateway.engine.script.fail_after_tokens = 0
+    response = await post(client, "Hello.", stream=True)
+    assert check_error(response, 503)["code"] == "engine_failed"
+    assert response.headers["x-should-retry"] == "true"
 
 
 async def test_one_that_failed_when_nobody_listened_says_so(
