@@ -114,6 +114,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def schema_constraint(self, spec: OutputSpec, schema: str) -> Constraint:
+        """What makes the visible reply match a JSON schema; thoughts before it are free."""
+        ...
+
     async def abort(self, request_id: str) -> None:
         """Ends a running request; unknown ids are ignored."""
         ...

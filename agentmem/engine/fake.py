@@ -195,6 +195,10 @@ class FakeEngine:
         """See `Engine.tool_constraint`; the fake's own structural tag."""
         return fake_tool_constraint(spec)
 
+    async def schema_constraint(self, spec: OutputSpec, schema: str) -> Constraint:
+        """See `Engine.schema_constraint`."""
+        return Constraint("json_schema", schema)
+
     async def abort(self, request_id: str) -> None:
         """See `Engine.abort`."""
         running = self._running.get(request_id)

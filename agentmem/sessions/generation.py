@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 from typing import cast
 
 from agentmem.catalog.records import Session
-from agentmem.engine.base import Constraint, Engine, GenerateChunk, GenerateRequest
+from agentmem.engine.base import Engine, GenerateChunk, GenerateRequest
 from agentmem.engine.output import PlainText
 from agentmem.errors import EngineFailed
 from agentmem.router.registry import Assignment
@@ -70,7 +70,7 @@ class Generator:
         constraint = None
         if request.response_schema is not None:
             schema = request.response_schema or {"type": "object"}
-            constraint = Constraint("json_schema", json.dumps(schema))
+            constraint = await engine.schema_constraint(prepared.output, json.dumps(schema))
         elif prepared.output.tools and request.tool_choice.mode != "none":
             constraint = await engine.tool_constraint(prepared.output)
         return GenerateRequest(

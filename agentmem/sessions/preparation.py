@@ -96,6 +96,7 @@ class Preparation:
                 tool_choice=request.tool_choice,
                 parallel_tool_calls=request.parallel_tool_calls,
                 reasoning=request.framing.reasoning_effort != "none",
+                opening=chat.opening(prompt.framing.reasoning_effort),
             ),
             request=request,
             body_hash=request.body_hash(),

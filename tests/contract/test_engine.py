@@ -9,8 +9,9 @@ from typing import cast
 
 import pytest
 
-from agentmem.engine.base import Engine, GenerateChunk, GenerateRequest, Sampling
+from agentmem.engine.base import Constraint, Engine, GenerateChunk, GenerateRequest, Sampling
 from agentmem.engine.fake import FakeEngine
+from agentmem.engine.output import OutputSpec, TextPiece, ToolChoice
 
 PAGE_TOKENS = 4
 PROMPT = list(range(10, 31))  # five pages and a token
@@ -126,6 +127,27 @@ class TestAbort:
 
     async def test_unknown_ids_are_ignored(self, engine: Engine) -> None:
         await engine.abort("nobody")
+
+
+class TestOutput:
+    TOOLS = ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)
+
+    async def test_every_reply_has_a_parser(self, engine: Engine) -> None:
+        for spec in (OutputSpec(), OutputSpec(tools=self.TOOLS)):
+            parser = await engine.open_parser(spec)
+            pieces = [*(await parser.push("some ")), *(await parser.push("text"))]
+            pieces += await parser.finish()
+            await parser.aclose()
+            assert "".join(p.text for p in pieces if isinstance(p, TextPiece)) == "some text"
+
+    async def test_only_demanded_calls_are_constrained(self, engine: Engine) -> None:
+        for mode, name in (("auto", None), ("none", None), ("required", None), ("named", "f")):
+            spec = OutputSpec(tools=self.TOOLS, tool_choice=ToolChoice(mode, name))  # type: ignore[arg-type]
+            constraint = await engine.tool_constraint(spec)
+            assert (constraint is not None) == (mode in ("required", "named"))
+
+    async def test_a_schema_is_one(self, engine: Engine) -> None:
+        assert await engine.schema_constraint(OutputSpec(), "{}") == Constraint("json_schema", "{}")
 
 
 async def test_sessions_open_and_close_any_number_of_times(engine: Engine) -> None:

@@ -97,6 +97,10 @@ class SglangEngine:
         """See `Engine.tool_constraint`."""
         return await self._parsing.constraint(spec)
 
+    async def schema_constraint(self, spec: OutputSpec, schema: str) -> Constraint:
+        """See `Engine.schema_constraint`."""
+        return Constraint("json_schema", schema, await self._parsing.thinks(spec))
+
     async def abort(self, request_id: str) -> None:
         """Ends a running request. A worker that cannot be reached has nothing left to abort."""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -165,3 +166,23 @@ async def test_tools_that_must_not_be_called_are_not_looked_for(parsing: Open) -
     assert isinstance(await client.open(spec), PlainText)
     assert isinstance(await client.open(OutputSpec()), PlainText)
     assert await client.constraint(spec) is None
+
+
+@pytest.mark.parametrize(
+    ("reasoning_parser", "spec", "thinks"),
+    [
+        ("qwen3", SPEC, True),
+        ("qwen3", OutputSpec(tools=TOOLS, opening="<think>\n\n</think>\n\n"), False),
+        ("qwen3", OutputSpec(tools=TOOLS, opening=OPENING, reasoning=False), False),
+        ("qwen3", OutputSpec(tools=TOOLS, opening="<think>\n", reasoning=False), True),
+        ("none", SPEC, False),
+    ],
+)
+async def test_grammars_begin_after_the_thoughts(
+    parsing: Open, reasoning_parser: str, spec: OutputSpec, thinks: bool
+) -> None:
+    client = await parsing("hermes", reasoning_parser)
+    assert await client.thinks(spec) is thinks
+    demanded = await client.constraint(replace(spec, tool_choice=ToolChoice("required")))
+    assert demanded is not None
+    assert demanded.after_thinking is thinks

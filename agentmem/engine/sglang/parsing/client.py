@@ -66,6 +66,14 @@ class ParsingClient:
         kind, value, after_thinking = answer.constraint
         return Constraint(kind, value, after_thinking)
 
+    async def thinks(self, spec: OutputSpec) -> bool:
+        """Whether such a reply may begin with thoughts; no round trip where no model does."""
+        if not self._reasoning:
+            return False
+        connection, answer = await self._ask_first(wire.Request(thinks=wire.spec_to_wire(spec)))
+        await connection.close()
+        return answer.thinks
+
     async def _ask_first(self, request: wire.Request) -> tuple[_Connection, wire.Answer]:
         """The first question of a reply: asked again while the server is being started again."""
         deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS

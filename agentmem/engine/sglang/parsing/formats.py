@@ -98,7 +98,7 @@ class Formats:
         if found is None:
             return None
         kind, value = found
-        return Constraint(kind, value, self._thinks(spec))
+        return Constraint(kind, value, self.thinks(spec))
 
     def _constraint(
         self, tools: list[Any], spec: OutputSpec, *, demanded: bool
@@ -145,7 +145,7 @@ class Formats:
         detector._in_reasoning = begun
         return detector
 
-    def _thinks(self, spec: OutputSpec) -> bool:
+    def thinks(self, spec: OutputSpec) -> bool:
         """Whether the reply may begin with thoughts, which no grammar binds."""
         if not self.reasoning_parser:
             return False

@@ -94,6 +94,8 @@ class _Reply:
             return wire.Answer(
                 constraint=[constraint.kind, constraint.value, constraint.after_thinking]
             )
+        if request.thinks is not None:
+            return wire.Answer(thinks=self._formats.thinks(wire.spec_from_wire(request.thinks)))
         if request.open is not None:
             self._parser = self._formats.parser(wire.spec_from_wire(request.open))
             return wire.Answer()

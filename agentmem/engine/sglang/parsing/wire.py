@@ -32,10 +32,12 @@ class Spec(msgspec.Struct, omit_defaults=True):
 
 
 class Request(msgspec.Struct, omit_defaults=True):
-    """One of: a parser is opened, a constraint asked for, text given, the text ended."""
+    """One of: a parser is opened, a constraint asked for, or whether such a reply may begin with
+    thoughts; text given, the text ended."""
 
     open: Spec | None = None
     constrain: Spec | None = None
+    thinks: Spec | None = None
     push: str | None = None
     finish: bool = False
 
@@ -46,6 +48,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
 
     pieces: list[list[Any]] = []
     constraint: list[Any] | None = None
+    thinks: bool = False
     refused: str | None = None
     failed: str | None = None
 
