@@ -27,6 +27,7 @@ from sglang.srt.parser.template_detection import (
     detect_reasoning_pattern,
     match_rules,
 )
+from tokenizers import Tokenizer
 
 from agentmem.engine.base import Constraint
 from agentmem.engine.output import OutputSpec
@@ -238,9 +239,10 @@ def detect_formats(
 
     Raises ConfigurationInvalid for names that SGLang does not know.
     """
-    vocabulary = _read_vocabulary(model_path)
+    tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
+    added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
     always, toggle = detect_reasoning_pattern(template)
-    context = TemplateDetectionContext(template, toggle, always, set(vocabulary))
+    context = TemplateDetectionContext(template, toggle, always, set(tokenizer.get_vocab()))
     architecture = _read_architecture(model_path)
     known = next((row for row in _ARCHITECTURES if row[0] in architecture), None)
     if not tool_parser:
@@ -253,7 +255,7 @@ def detect_formats(
     return Formats(
         "" if tool_parser == NONE else tool_parser,
         "" if reasoning_parser == NONE else reasoning_parser,
-        vocabulary,
+        frozenset(added),
     )
 
 
@@ -272,13 +274,6 @@ def _check(name: str, known: Mapping[str, Any], variable: str) -> None:
             f"{variable} is {name!r}, which SGLang does not know.",
             hint=f"One of: {', '.join(sorted(known))}, or none.",
         )
-
-
-def _read_vocabulary(model_path: Path) -> frozenset[str]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
-    return frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values())
 
 
 def _read_architecture(model_path: Path) -> str:
