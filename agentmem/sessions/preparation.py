@@ -100,7 +100,7 @@ class Preparation:
             ),
             request=request,
             body_hash=request.body_hash(),
-            plan=call.plan if request.store else None,
+            plan=call.plan,
             retry=call.retry,
             arrived=call.arrived,
             created_at=now,

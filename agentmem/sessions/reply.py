@@ -37,7 +37,8 @@ class Reply:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[_Call] = []
-        self._thinking = False
+        # Ids whose text the parser still holds: they belong to what it gives next.
+        self._held = 0
 
     async def push(self, chunk: GenerateChunk) -> TurnDelta | None:
         """More of the reply; None for a chunk without ids."""
@@ -51,9 +52,8 @@ class Reply:
         self.top_logprobs.extend(chunk.top_logprobs)
         text = self._text_stream.push(chunk.token_ids)
         pieces = tuple(await self._parser.push(text)) if text else ()
+        self._held += len(chunk.token_ids)
         self._take(pieces)
-        if self._thinking:
-            self.reasoning_tokens += len(chunk.token_ids)
         return self._delta(TurnDelta(pieces, chunk.token_ids, chunk.logprobs, chunk.top_logprobs))
 
     async def finish(self) -> TurnDelta | None:
@@ -87,8 +87,11 @@ class Reply:
         return message
 
     def _take(self, pieces: tuple[Piece, ...]) -> None:
+        if pieces:
+            if isinstance(pieces[0], ReasoningPiece):
+                self.reasoning_tokens += self._held
+            self._held = 0
         for piece in pieces:
-            self._thinking = isinstance(piece, ReasoningPiece)
             if isinstance(piece, TextPiece):
                 self._text.append(piece.text)
             elif isinstance(piece, ReasoningPiece):

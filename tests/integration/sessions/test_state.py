@@ -98,6 +98,15 @@ async def test_thinking_that_the_client_dropped(world: World) -> None:
     )
 
 
+async def test_a_call_after_thinking_is_not_thinking(world: World) -> None:
+    thought = "I had better look at the sea first"
+    turn = await world.say(f'[[think: {thought}]][[call: look {{"at": "sea"}}]]', framing=TOOLS)
+    assert turn.reply is not None
+    assert len(turn.reply["tool_calls"]) == 1
+    tokens = len(world.worker._chat.encode_now(f"<think>\n{thought}\n</think>\n\n"))
+    assert 0 < turn.usage["reasoning_tokens"] <= tokens < turn.usage["output_tokens"] - 10
+
+
 async def test_tool_calls_with_other_json(world: World) -> None:
     first = await world.say('[[call: look {"at": "the sea", "z": 1}]]', framing=TOOLS)
     assert first.reply is not None
