@@ -126,7 +126,8 @@ def run_gateway_bench(
     with _servers(TOKEN_SECONDS) as (load, gateway, direct):
         rows += _streams(load, gateway, direct, rounds)
     if memory_requests:
-        with _servers(0.0) as (load, gateway, _):
+        # Small enough to be full before the measurement begins, as the other caches are.
+        with _servers(0.0, log_cache_bytes=8 * _MIB) as (load, gateway, _):
             rows.append(_memory(load, gateway, memory_requests))
     if history_tokens:
         with _servers(0.0) as (load, gateway, direct):
@@ -295,13 +296,13 @@ def _prompt_tokens(gateway: Server) -> int:
 
 
 @contextmanager
-def _servers(token_seconds: float) -> Iterator[tuple[Load, Server, Server]]:
-    """The load generator, the gateway and the engine, ready."""
+def _servers(token_seconds: float, **options: Any) -> Iterator[tuple[Load, Server, Server]]:
+    """The load generator, the gateway and the engine, ready. `options` are settings."""
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentmem-bench-"))
         load = Load(stack)
         gateway, direct = (
-            Settings(data_dir=Path(directory) / role, engine="fake", port=free_port())
+            Settings(data_dir=Path(directory) / role, engine="fake", port=free_port(), **options)
             for role in ("gateway", "direct")
         )
         for settings in (gateway, direct):
