@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from agentmem.api.responses.items import stored_items
+from agentmem.api.responses.schemas import ResponseBody
 from agentmem.catalog import tables
+from agentmem.errors import SessionBusy
+from agentmem.sessions.openings import Asked
+from agentmem.sessions.requests import Caller
+from agentmem.sessions.responses import ResponsesService
 from agentmem.testing.gateway import Client, RunningGateway
-from tests.integration.gateway.conftest import PAGE_TOKENS, check_error, until
+from tests.integration.gateway.conftest import PAGE_TOKENS, check_error, until, until_async
 from tests.integration.gateway.responding import (
     CONVERSATIONS,
     RESPONSES,
@@ -276,3 +282,61 @@ async def test_one_place_to_go_on_from(client: Client) -> None:
     session_id = await client.create()
     as_conversation = f"conv_{session_id.partition('_')[2]}"
     check_error(await post(client, "x", conversation=as_conversation), 404)
+
+
+async def test_whoever_begins_knows_what_was_said_before(
+    client: Client, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items are read before the lease is taken: nobody may come in between."""
+    conversation_id = await create(client)
+    responses = ResponsesService(gateway.gateway.service)
+    caller = Caller(client.tenant_id, "key_x")
+    opened, delays = responses.openings.open, [0.0, 0.3]
+
+    async def open_slowly(*args: Any, **kwargs: Any) -> Any:
+        opening = await opened(*args, **kwargs)
+        await asyncio.sleep(delays.pop(0))
+        return opening
+
+    monkeypatch.setattr(responses.openings, "open", open_slowly)
+
+    async def begin(text: str) -> int:
+        body = ResponseBody(input=text)
+        asked = Asked(stored_items(body.given), conversation_id=conversation_id)
+        begun = await responses.begin(caller, asked, body.turn_request, body.echo, retry=None)
+        turn = await begun.listener.result()
+        begun.listener.close()
+        return turn.number
+
+    numbers = await asyncio.gather(
+        begin(reply("First.")), begin(reply("Second.")), return_exceptions=True
+    )
+    assert numbers[0] == 1
+    assert numbers[1] == 2 or isinstance(numbers[1], SessionBusy)
+
+
+async def test_nobody_reads_items_while_more_are_being_made(
+    client: Client, gateway: RunningGateway
+) -> None:
+    conversation_id = await create(client)
+    openings = ResponsesService(gateway.gateway.service).openings
+    given = ResponseBody(input="x").given
+    asked = Asked(stored_items(given), conversation_id=conversation_id)
+    slow = "[[pace: 0.02]][[reply: A text that takes its time.]]"
+    async with streaming(client, slow, conversation=conversation_id) as events:
+        await anext(events)
+        with pytest.raises(SessionBusy):
+            await openings.open(client.tenant_id, asked)
+        await openings.open(client.tenant_id, asked, wait=True)
+    await until_free(client, conversation_id)
+
+
+async def until_free(client: Client, conversation_id: str) -> None:
+    """Returns when nothing runs in the conversation."""
+
+    async def free() -> bool:
+        path = f"{CONVERSATIONS}/{conversation_id}/items"
+        response = await client.http.post(path, json={"items": [user("x")]})
+        return response.status_code == 200
+
+    await until_async(free)

@@ -46,3 +46,12 @@ def test_nobody_else_can_open_it() -> None:
             sealer.open(tenant, purpose, sealed, param="x")  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest):
         SEALER.open(ONE, "reasoning", "gAAAAABforeign", param="x")
+
+
+def test_there_is_one_spelling() -> None:
+    sealed = SEALER.seal(ONE, "reasoning", "")
+    assert sealed.endswith("=="), "four bits of the last character say nothing"
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    last = alphabet[alphabet.index(sealed[-3]) + 1]
+    with pytest.raises(InvalidRequest):
+        SEALER.open(ONE, "reasoning", f"{sealed[:-3]}{last}==", param="x")
