@@ -25,7 +25,7 @@ def get_weather(city: str) -> str:
 @pytest.fixture
 def make(url: str, key: str, model: str) -> Maker:
     def made(**options: Any) -> ChatOpenAI:
-        return ChatOpenAI(base_url=f"{url}/v1", api_key=key, model=model, **options)  # type: ignore[arg-type]
+        return ChatOpenAI(base_url=f"{url}/v1", api_key=key, model=model, **options)
 
     return made
 
@@ -63,7 +63,7 @@ def check_tools(chat: ChatOpenAI) -> None:
         SystemMessage(support.essay(150)),
         HumanMessage(support.call("get_weather", '{"city": "Paris"}')),
     ]
-    asked: AIMessage = bound.invoke(messages)  # type: ignore[assignment]
+    asked: AIMessage = bound.invoke(messages)
     (called,) = asked.tool_calls
     assert (called["name"], called["args"]) == ("get_weather", {"city": "Paris"})
     messages += [asked, ToolMessage(get_weather.invoke(called["args"]), tool_call_id=called["id"])]
@@ -97,7 +97,7 @@ def check_a_growing_history(chat: ChatOpenAI) -> None:
         messages.append(HumanMessage(f"Question {turn}: {support.essay(10)}"))
         answer = short.invoke(messages)
         continuity.turn(usage_of(answer))
-        written.append(answer.usage_metadata["input_token_details"]["cache_creation"])  # type: ignore[attr-defined]
+        written.append(answer.usage_metadata["input_token_details"]["cache_creation"])
         messages.append(answer)
     assert written[0] > 200, "the first turn writes the cache"
     assert all(0 <= tokens < written[0] for tokens in written[1:])

@@ -88,7 +88,7 @@ async def check_conversations_session(
     await talk(talker(responses_model), session=session)
     assert session.session_id.startswith("conv_")
     items = await session.get_items()
-    assert [item["role"] for item in items] == ["user", "assistant"] * TURNS  # type: ignore[typeddict-item]
+    assert [item["role"] for item in items] == ["user", "assistant"] * TURNS
     assert len(await session.get_items(limit=3)) == 3
     popped = await session.pop_item()
     assert popped == items[-1]
@@ -103,7 +103,7 @@ async def check_the_session_protocol(async_client: openai.AsyncOpenAI) -> None:
     items: Any = [{"role": "user", "content": f"Message {number}."} for number in range(45)]
     await session.add_items(items)
     kept = await session.get_items()
-    texts = [item["content"][0]["text"] for item in kept]  # type: ignore[typeddict-item,index]
+    texts = [item["content"][0]["text"] for item in kept]
     assert texts == [f"Message {number}." for number in range(45)]
     newest = await session.get_items(limit=2)
     assert newest == kept[-2:]

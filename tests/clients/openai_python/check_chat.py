@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import time
 from typing import Any
 
 import openai
@@ -238,26 +240,30 @@ def check_eight_calls_of_one_history_at_once(
     client: openai.OpenAI, model: str, exchanges: wire.Wire
 ) -> None:
     """None waits for another: each forks, and goes on."""
-    import concurrent.futures
-
     messages: list[Any] = [{"role": "system", "content": support.essay(200)}]
     messages += say("Begin.")
     first = client.chat.completions.create(model=model, messages=messages, max_tokens=20)
     messages.append(first.choices[0].message.model_dump(exclude_none=True))
 
     def go_on(number: int) -> list[Any]:
-        own = [*messages, *say(f"Branch {number}.")]
+        own = [*messages, *say(f"{support.slow(0.02)}Branch {number}.")]
         usages = []
         for _ in range(2):
             made = client.with_options(max_retries=0).chat.completions.create(
-                model=model, messages=own, max_tokens=20
+                model=model, messages=own, max_tokens=20, extra_body={"ignore_eos": True}
             )
             usages.append(support.chat_usage(made.usage))
-            own += [made.choices[0].message.model_dump(exclude_none=True), *say("And on.")]
+            own += [
+                made.choices[0].message.model_dump(exclude_none=True),
+                *say(f"{support.slow(0.02)}And on."),
+            ]
         return usages
 
+    begun = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         branches = list(pool.map(go_on, range(8)))
+    one_after_another = 8 * 2 * 20 * 0.02
+    assert time.monotonic() - begun < one_after_another / 2, "they ran side by side"
     for usages in branches:
         continuity = support.Continuity()
         continuity.turn(support.chat_usage(first.usage))

@@ -31,9 +31,9 @@ def check_items(client: openai.OpenAI) -> None:
     for start in range(0, 30, 15):
         texts = [f"Message {number}." for number in range(start, start + 15)]
         added = client.conversations.items.create(made.id, items=messages(*texts))
-        assert [item.content[0].text for item in added.data] == texts  # type: ignore[union-attr]
+        assert [item.content[0].text for item in added.data] == texts
     listed = list(client.conversations.items.list(made.id, order="asc", limit=7))
-    texts = [item.content[0].text for item in listed]  # type: ignore[union-attr]
+    texts = [item.content[0].text for item in listed]
     assert texts == [f"Message {number}." for number in range(30)]
     assert len({item.id for item in listed}) == 30
     newest = client.conversations.items.list(made.id, limit=1).data[0]
@@ -67,7 +67,7 @@ def check_responses_in_a_conversation(client: openai.OpenAI, model: str) -> None
         assert response.conversation.id == made.id
         continuity.turn(support.response_usage(response.usage))
     listed = list(client.conversations.items.list(made.id, order="asc", limit=100))
-    roles = [item.role for item in listed]  # type: ignore[union-attr]
+    roles = [item.role for item in listed]
     assert roles == ["user", *["user", "assistant"] * 6]
 
 

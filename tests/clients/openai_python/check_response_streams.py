@@ -71,7 +71,7 @@ def check_a_stream_taken_up_again(client: openai.OpenAI, model: str, exchanges: 
         stream=True,
     )
     events = list(stream)
-    response_id = events[0].response.id  # type: ignore[union-attr]
+    response_id = events[0].response.id
     whole = exchanges.exchanges[-1].events()
     for after in (0, 3, len(events) - 2):
         rest = list(client.responses.retrieve(response_id, stream=True, starting_after=after))

@@ -95,10 +95,10 @@ def check_input_items_page_by_page(client: openai.OpenAI, model: str) -> None:
     items: Any = [{"role": "user", "content": f"Message {number}."} for number in range(7)]
     made = client.responses.create(model=model, input=items, max_output_tokens=5)
     listed = list(client.responses.input_items.list(made.id, limit=2, order="asc"))
-    texts = [item.content[0].text for item in listed]  # type: ignore[union-attr]
+    texts = [item.content[0].text for item in listed]
     assert texts == [f"Message {number}." for number in range(7)]
     newest = client.responses.input_items.list(made.id, limit=1)
-    assert newest.data[0].content[0].text == "Message 6."  # type: ignore[union-attr]
+    assert newest.data[0].content[0].text == "Message 6."
     assert newest.has_next_page()
 
 
@@ -172,7 +172,7 @@ def check_logprobs(client: openai.OpenAI, model: str) -> None:
         include=["message.output_text.logprobs"],
         top_logprobs=2,
     )
-    text: Any = made.output[-1].content[0]  # type: ignore[union-attr]
+    text: Any = made.output[-1].content[0]
     assert b"".join(bytes(one.bytes) for one in text.logprobs).decode().startswith("Sure.")
     assert len(text.logprobs[0].top_logprobs) == 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ _ATTEMPTS_MAX = 300
 _SECONDS_MAX = 30.0
 # Where nobody listens just now (a gateway that was killed), it is tried again after this long.
 _PAUSE_SECONDS = 0.2
+_ID = re.compile(rb'"id":"((?:resp_|chatcmpl-)[0-9a-z]{26})"')
 
 
 class Dropped(Exception):
@@ -42,14 +44,15 @@ class Request:
     """One request, the same bytes each time but for the count of retries.
 
     `cuts` are the bytes after which its connections break, one per attempt: counted over the
-    request and then the response.
+    request and then the response. `seen_ids` are the ids in what came before they broke.
     """
 
     path: str
     body: bytes
     cuts: list[int]
     attempts: int = 0
-    seen_ids: set[str] = field(default_factory=set)
+    seen_ids: set[bytes] = field(default_factory=set)
+    answer_id: str = ""
 
     def encode(self, key: str) -> bytes:
         """What is sent."""
@@ -84,7 +87,7 @@ async def until_answered(host: str, port: int, key: str, request: Request) -> An
         cut = request.cuts[request.attempts] if request.attempts < len(request.cuts) else None
         try:
             async with asyncio.timeout(_SECONDS_MAX):
-                answer = await _once(host, port, request.encode(key), cut)
+                answer = await _once(host, port, request, key, cut)
         except ConnectionRefusedError:
             await asyncio.sleep(_PAUSE_SECONDS)
         except (Dropped, ConnectionError):
@@ -98,7 +101,8 @@ async def until_answered(host: str, port: int, key: str, request: Request) -> An
         assert request.attempts < _ATTEMPTS_MAX, f"no answer to {request.body!r}"
 
 
-async def _once(host: str, port: int, sent: bytes, cut: int | None) -> Answer:
+async def _once(host: str, port: int, request: Request, key: str, cut: int | None) -> Answer:
+    sent = request.encode(key)
     reader, writer = await asyncio.open_connection(host, port)
     try:
         if cut is not None and cut < len(sent):
@@ -114,6 +118,7 @@ async def _once(host: str, port: int, sent: bytes, cut: int | None) -> Answer:
             if not part:
                 return _parse(received)
             received += part
+        request.seen_ids.update(_ID.findall(received)[:1])
         raise Dropped
     finally:
         # Not a polite goodbye: the other side finds out when it writes or reads.

@@ -52,7 +52,8 @@ async def answer_all(
         async with gate:
             answer = await until_answered(host, port, key, request)
         assert answer.status == 200, answer
-        ids.append(answer.response_id())
+        request.answer_id = answer.response_id()
+        ids.append(request.answer_id)
 
     await asyncio.gather(*map(one, requests))
 
@@ -86,6 +87,11 @@ async def test_a_thousand_dropped_connections(
         "turns_of_events": REQUESTS,
     }
     assert len(set(ids)) == REQUESTS, "each request has an answer of its own"
+    seen = [request for request in requests if request.seen_ids]
+    print(f"{len(seen)} had seen the beginning of an answer")
+    assert len(seen) > REQUESTS / 10
+    for request in seen:
+        assert request.seen_ids == {request.answer_id.encode()}, "the answer that had begun"
 
 
 @pytest.fixture
