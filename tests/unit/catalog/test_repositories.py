@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import pytest
 
@@ -282,8 +283,16 @@ class TestWorkers:
             assert not await tx.workers.heartbeat(worker.id, 1, state="ready")
             assert await tx.workers.heartbeat(worker.id, 2, state="draining", detail="bye")
             assert not await tx.workers.update(make_worker(generation=1))
-            assert await tx.workers.update(make_worker(generation=2, url="http://new"))
+            changed = make_worker(
+                generation=2,
+                url="http://new",
+                parser_address="127.0.0.1:1",
+                tool_parser="hermes",
+                reasoning_parser="qwen3",
+            )
+            assert await tx.workers.update(changed)
             (found,) = await tx.workers.list()
+            assert replace(found, heartbeat_at=0) == replace(changed, heartbeat_at=0)
             assert found == await tx.workers.get(worker.id)
             await tx.workers.remove(worker.id)
             assert await tx.workers.get(WorkerId("wkr_1")) is None
