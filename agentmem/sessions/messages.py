@@ -115,5 +115,5 @@ def _arguments(text: str) -> Any:
     """A call's arguments as a value; text that is no JSON stands for itself."""
     try:
         return [json.loads(text)]
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -85,7 +85,7 @@ class ChatTemplate:
                 f"The model's chat template refuses these messages: {error.message}.",
                 param="messages",
             ) from error
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise InvalidRequest(
                 f"The model's chat template fails on these messages: {error}.", param="messages"
             ) from error
@@ -140,7 +140,7 @@ def _arguments(text: Any) -> Any:
         return text
     try:
         value = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -186,3 +187,17 @@ async def test_grammars_begin_after_the_thoughts(
     demanded = await client.constraint(replace(spec, tool_choice=ToolChoice("required")))
     assert demanded is not None
     assert demanded.after_thinking is thinks
+
+
+async def test_a_reply_of_broken_calls_only_is_text_before_long(parsing: Open) -> None:
+    client = await parsing("hermes", "none")
+    text = "<tool_call>oops</tool_call>" * 3_000
+    async with asyncio.timeout(20):
+        assert joined(await parse(client, text, 1_000)) == Parsed(text, "", [])
+
+
+async def test_arguments_nested_too_deeply_harm_nobody(parsing: Open) -> None:
+    client = await parsing("hermes", "none")
+    deep = '<tool_call>{"name": "get_time", "arguments": ' + '{"city": [' * 3_000
+    parsed = joined(await parse(client, deep, 1_000))
+    assert "[" in parsed.text + "".join(arguments for _, arguments in parsed.calls)

@@ -193,3 +193,9 @@ print(json.dumps(tokenizer.apply_chat_template(
     )
     framing = Framing(tools=(TOOL,), reasoning_effort="none")
     assert render(Chat.load(folder), TALK, framing) == json.loads(done.stdout.splitlines()[-1])
+
+
+def test_arguments_nested_too_deeply_are_text(load: Any) -> None:
+    deep = '{"a":' + "[" * 100_000
+    nested: list[Message] = [{"role": "assistant", "content": "", "tool_calls": [call(deep)]}]
+    assert deep in render(load(DEFAULT_SYSTEM_TEMPLATE), nested)

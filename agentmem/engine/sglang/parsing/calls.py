@@ -24,7 +24,9 @@ _MARKER_NAME = re.compile("token|marker|separator|prefix|tag")
 _MARKER_MAX = 64
 # A detector reads all that it holds again for each piece, so that pieces grow with what it holds:
 # the work stays linear in the length of a call, and a piece is at most this part of it.
-_HELD_PER_CHARACTER = 64
+_HELD_PER_CHARACTER = 32
+# A reply of nothing but broken calls is read once for each of them: up to so many characters.
+_READ_AGAIN_MAX = 16_384
 
 
 class CallParser:
@@ -49,6 +51,7 @@ class CallParser:
         self._unsaid = ""
         # Within a call of no known tool: the text up to its end is taken as it stands.
         self._raw = False
+        self._read_again = 0
 
     def push(self, text: str) -> list[Piece]:
         """More text; returns what became certain."""
@@ -159,6 +162,10 @@ class CallParser:
         self._open = False
         # What comes after it may hold calls yet; a detector that failed is not asked again.
         self._detector, self._unsaid = self._make(), ""
+        self._read_again += len(rest)
+        if self._read_again > _READ_AGAIN_MAX:
+            self._say(rest)
+            return
         segments = Segments(markers_of(self._detector))
         segments.push(rest)
         while segment := segments.take(1 + len(self._held()) // _HELD_PER_CHARACTER, final=True):
@@ -183,7 +190,7 @@ def markers_of(detector: Detector) -> list[str]:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
