@@ -136,12 +136,17 @@ def demo(*, json: bool = False, model: Model = None, keep: bool = False) -> int:
 
 
 @bench.command(name="gateway")
-def bench_gateway(*, json: Path | None = None, rounds: int = 5) -> None:
-    """Measure what the gateway adds to the first token (fake engine). --json writes a report."""
+def bench_gateway(
+    *, json: Path | None = None, rounds: int = 5, memory_requests: int = 100_000
+) -> None:
+    """Measure what the gateway adds to the (fake) engine. --json writes a report.
+
+    The memory's part takes most of the time: --memory-requests 0 leaves it out.
+    """
     from agentmem.bench.gateway import run_gateway_bench
     from agentmem.bench.report import write
 
-    write(run_gateway_bench(rounds=rounds), json)
+    write(run_gateway_bench(rounds=rounds, memory_requests=memory_requests), json)
 
 
 def _path(path: Path | None) -> str | None:
