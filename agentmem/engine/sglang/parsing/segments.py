@@ -22,6 +22,7 @@ class Segments:
     def __init__(self, markers: Iterable[str]) -> None:
         self._markers = sorted({mark for mark in markers if len(mark) > 1}, key=len, reverse=True)
         self._starts = {mark[0] for mark in self._markers} | {"<"}
+        self._start = re.compile("|".join(re.escape(start) for start in sorted(self._starts)))
         self._text = ""
         self._at = 0
 
@@ -51,10 +52,8 @@ class Segments:
 
     def _plain(self, size: int) -> int:
         """How many of the next `size` characters begin no marker."""
-        for place in range(size):
-            if self._text[self._at + place] in self._starts:
-                return place
-        return size
+        found = self._start.search(self._text, self._at, self._at + size)
+        return size if found is None else found.start() - self._at
 
     def _marker(self, final: bool) -> int:
         """Length of the marker here, 1 where there is none, 0 where that is not certain yet."""
