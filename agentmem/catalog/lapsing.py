@@ -22,14 +22,21 @@ class Lapsing:
         self._connection = connection
 
     async def active(
-        self, *, before_us: int, after: Session | None = None, limit: int
+        self, *, before_us: int, after: Session | None = None, behind: bool = False, limit: int
     ) -> list[Session]:
-        """Active sessions last changed before a time, oldest first, from after `after` on."""
+        """Active sessions last changed before a time, oldest first, from after `after` on.
+
+        `behind`: only those of whose log not all that can be durable is known to be.
+        """
         table = tables.sessions
         order = tuple_(table.c.updated_at, table.c.id)
         query = select(table).where(table.c.state == "active", table.c.updated_at < before_us)
         if after is not None:
             query = query.where(order > tuple_(after.updated_at, after.id))
+        if behind:
+            # The last token of a log has no KV, see `core.durable_pages`.
+            pages = (table.c.tokens - 1) // table.c.page_tokens
+            query = query.where(table.c.durable_position < pages * table.c.page_tokens)
         query = query.order_by(table.c.updated_at, table.c.id).limit(limit)
         return [Session(**row._mapping) for row in await self._connection.execute(query)]
 

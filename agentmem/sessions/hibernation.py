@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import cast
 
 from agentmem.catalog.ids import new_id
 from agentmem.catalog.records import Session, Worker
-from agentmem.core import PageKey, TenantId, TierTokens, durable_pages
+from agentmem.core import PageKey, SessionId, TenantId, TierTokens, durable_pages
 from agentmem.engine.base import CachedTokens, GenerateChunk, GenerateRequest, Sampling
 from agentmem.errors import AgentmemError, EngineFailed, MissingPages, NodeUnavailable, NotDurable
 from agentmem.router.registry import Assignment
@@ -86,12 +86,14 @@ class Hibernation:
             seconds = time.perf_counter() - begun
             return Hibernated(len(keys), size, len(ids), seconds, position)
 
-    async def hibernate_idle(self, session: Session) -> bool:
+    async def hibernate_idle(self, session: Session, busy: Callable[[SessionId], bool]) -> bool:
         """Hibernates a session that nobody used for a while; False when somebody does again.
 
         The lease is taken only when the pages are durable, for the moment of letting go, so that
-        no turn is refused for the sake of this. The claim ends when it did before: what nobody
-        asked for prolongs no term; where the term is over, nothing has to be durable any more.
+        no turn is refused for the sake of this; for a session that nobody named not at all, since
+        its turns take none: those of this gateway are what `busy` tells. The claim ends when it
+        did before: what nobody asked for prolongs no term; where the term is over, nothing has to
+        be durable any more.
         Raises what `hibernate` raises; never makes a page at the log's edge.
         """
         deadline = time.perf_counter() + self._context.limits.hibernate_seconds_max
@@ -102,15 +104,25 @@ class Hibernation:
         if keys and expires_at > time.time():
             await self._wait_durable(session, ids, keys, deadline, expires_at)
             position = max(position, len(keys) * page_tokens)
+        if session.origin == "request":
+            return await self._let_idle_go(session, position, busy)
         async with self._leases.holding(session.tenant_id, session.id) as (current, _lease):
-            if (current.updated_at, current.head_turn_id) != (
+            unchanged = (current.updated_at, current.head_turn_id) == (
                 session.updated_at,
                 session.head_turn_id,
-            ):
-                return False
+            )
+            return unchanged and await self._let_idle_go(session, position, busy)
+
+    async def _let_idle_go(
+        self, session: Session, position: int, busy: Callable[[SessionId], bool]
+    ) -> bool:
+        if busy(session.id):
+            return False
+        async with self._context.catalog.transaction(durable=False) as tx:
+            done = await tx.lapsing.set_hibernated(session, position=position)
+        if done and not busy(session.id):
             await self._let_go(session)
-            async with self._context.catalog.transaction(durable=False) as tx:
-                return await tx.lapsing.set_hibernated(session, position=position)
+        return done
 
     async def resume(self, tenant_id: TenantId, session_id: str) -> Resumed:
         """Sends the log without asking for tokens, so that the next turn finds it in HBM.

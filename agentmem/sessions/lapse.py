@@ -50,11 +50,15 @@ class Lapse:
         tracker: DurabilityTracker,
         hibernation: Hibernation,
         deletion: Deletion,
+        *,
+        busy: Callable[[SessionId], bool],
     ) -> None:
         self._context = context
         self._tracker = tracker
         self._hibernation = hibernation
         self._deletion = deletion
+        # A turn of a session that nobody named holds no lease.
+        self._busy = busy
         self._postponed: dict[SessionId, tuple[float, float]] = {}
         self._watches: dict[TurnId, int] = {}
         self._unwatched_since_us: int | None = None
@@ -90,10 +94,10 @@ class Lapse:
         """
         watched, unwatched = 0, list[int]()
         tried: dict[TurnId, int] = {}
-        async for sessions in self._active(now_us() - int(young_seconds * 1e6)):
+        async for sessions in self._active(now_us() - int(young_seconds * 1e6), behind=True):
             for session in sessions:
                 head = session.head_turn_id
-                if head is None or not _is_behind(session):
+                if head is None or _promised_until(session) <= time.time():
                     continue
                 tried[head] = self._watches.get(head, 0)
                 if self._tracker.is_watched(session.id):
@@ -132,6 +136,8 @@ class Lapse:
         async with catalog.reading() as tx:
             due = await tx.lapsing.expired(now, limit=_BATCH)
         for tenant_id, session_id in due:
+            if self._busy(session_id):
+                continue
             try:
                 if await self._deletion.expire(tenant_id, session_id, now_us=now):
                     self._context.metrics.expired.labels("session").inc()
@@ -148,12 +154,16 @@ class Lapse:
         self._context.metrics.expired.labels("retry").inc(retries)
         return found + responses + retries
 
-    async def _active(self, before_us: int) -> AsyncIterator[Sequence[Session]]:
+    async def _active(
+        self, before_us: int, *, behind: bool = False
+    ) -> AsyncIterator[Sequence[Session]]:
         """Active sessions last changed before a time, oldest first, in batches."""
         last = None
         while True:
             async with self._context.catalog.reading() as tx:
-                batch = await tx.lapsing.active(before_us=before_us, after=last, limit=_ROWS_MAX)
+                batch = await tx.lapsing.active(
+                    before_us=before_us, after=last, behind=behind, limit=_ROWS_MAX
+                )
             if batch:
                 yield batch
             if len(batch) < _ROWS_MAX:
@@ -185,7 +195,7 @@ class Lapse:
 
     async def _hibernate(self, session: Session) -> bool:
         try:
-            done = await self._hibernation.hibernate_idle(session)
+            done = await self._hibernation.hibernate_idle(session, self._busy)
         except (NotFound, SessionBusy):
             return False  # deleted, or in use again
         except AgentmemError as error:
@@ -198,14 +208,6 @@ class Lapse:
         if done:
             self._context.metrics.hibernations.labels("idle").inc()
         return done
-
-
-def _is_behind(session: Session) -> bool:
-    """Whether pages are promised to be durable and not known to be."""
-    if session.page_tokens is None or session.fingerprint is None:
-        return False
-    expected = durable_pages(session.tokens, session.page_tokens) * session.page_tokens
-    return session.durable_position < expected and _promised_until(session) > time.time()
 
 
 def _promised_until(session: Session) -> float:

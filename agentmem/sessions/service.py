@@ -58,7 +58,13 @@ class SessionsService:
         self._hibernation = Hibernation(context, self._leases, self._tracker)
         self._models = Models(context)
         self._deletion = Deletion(context, self._leases, self._tracker, self._unclaimer)
-        self._lapse = Lapse(context, self._tracker, self._hibernation, self._deletion)
+        self._lapse = Lapse(
+            context,
+            self._tracker,
+            self._hibernation,
+            self._deletion,
+            busy=self._turns.is_extending,
+        )
         bases = self._turns.bases
         self._creation = Creation(context, bases, self._models, self._tracker, self._deletion)
         self.contexts = Contexts(

@@ -63,7 +63,7 @@ class TurnRunner:
         self._leases = leases
         self._retries = Retries(context.catalog)
         self._extending: Counter[SessionId] = Counter()
-        self.bases = Bases(context, leases, lambda session_id: session_id in self._extending)
+        self.bases = Bases(context, leases, self.is_extending)
         self.preparation = Preparation(context, self.bases)
         speed = PrefillSpeed()
         self._generator = Generator(context)
@@ -238,6 +238,10 @@ class TurnRunner:
                 else:
                     self._retries.close(attempt)
             run.publish(end)
+
+    def is_extending(self, session_id: SessionId) -> bool:
+        """Whether a turn that may become the session's end is running here, leased or not."""
+        return session_id in self._extending
 
     def _no_longer_extends(self, session_id: SessionId) -> None:
         self._extending[session_id] -= 1

@@ -171,7 +171,7 @@ class TestIdle:
         async with gateway.catalog.reading() as tx:
             row = await tx.sessions.get(client.tenant_id, session)
         await client.turn(session, "more")
-        assert not await lapse_of(gateway)._hibernation.hibernate_idle(row)
+        assert not await lapse_of(gateway)._hibernation.hibernate_idle(row, lambda _: False)
         assert (await client.get(session))["state"] == "active"
         assert session in gateway.engine.sessions
 
@@ -234,3 +234,51 @@ class TestExpiry:
             assert (await events)[-1][0] == "turn.completed"
             assert (await client.get(session))["turns"] == 1
             assert await lapse_of(quick).expire() == 0
+
+
+class TestUnnamed:
+    """Sessions that no id of a client leads to: their turns take no lease."""
+
+    @staticmethod
+    async def chat(client: Client, text: str, **body: object) -> dict[str, object]:
+        content = {"model": "fake", "messages": [{"role": "user", "content": text}], **body}
+        response = await client.http.post("/v1/chat/completions", json=content)
+        assert response.status_code == 200, response.text
+        answer: dict[str, object] = response.json()
+        return answer
+
+    async def test_hibernates_without_a_lease(self, quick: RunningGateway) -> None:
+        async with await quick.client("acme") as client:
+            answer = await self.chat(client, "hello " * 30, max_tokens=8)
+            session = answer["usage"]["agentmem"]["session_id"]  # type: ignore[index]
+
+            async def hibernated() -> bool:
+                return bool((await client.get(session))["state"] == "hibernated")
+
+            await until_async(hibernated)
+            assert session not in quick.engine.sessions
+            [(generation,)] = await execute(  # type: ignore[misc]
+                quick, "SELECT generation FROM leases WHERE session_id = :id", id=session
+            )
+            assert generation == 0
+
+    async def test_neither_hibernates_nor_expires_while_a_turn_runs(
+        self, quick: RunningGateway
+    ) -> None:
+        async with await quick.client("acme") as client:
+            first = {"role": "user", "content": "hello"}
+            answer = await self.chat(client, "hello", max_tokens=8)
+            session = answer["usage"]["agentmem"]["session_id"]  # type: ignore[index]
+            reply = answer["choices"][0]["message"]["content"]  # type: ignore[index]
+            told = [first, {"role": "assistant", "content": reply}, {**first, "content": "more"}]
+            turn = asyncio.create_task(
+                self.chat(client, "", messages=told, max_tokens=110, ignore_eos=True)
+            )
+            await asyncio.sleep(1.5)
+            assert not turn.done()
+            assert (await client.get(session))["state"] == "active"
+            await TestExpiry().expire(quick, session)
+            assert await lapse_of(quick).expire() == 1  # found, and left alone
+            more = (await turn)["usage"]["agentmem"]  # type: ignore[index]
+            assert (more["session_id"], more["turn"]) == (session, 2)
+            assert (await client.get(session))["turns"] == 2
