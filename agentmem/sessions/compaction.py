@@ -18,7 +18,14 @@ from agentmem.errors import EngineFailed, InvalidRequest
 from agentmem.sessions.items import is_user_message, numbered_items
 from agentmem.sessions.messages import Framing, Message
 from agentmem.sessions.openings import Asked
-from agentmem.sessions.requests import AfterTurn, Caller, LongestPrefix, Target, TurnRequest
+from agentmem.sessions.requests import (
+    AfterTurn,
+    Caller,
+    LongestPrefix,
+    RetryKey,
+    Target,
+    TurnRequest,
+)
 from agentmem.sessions.responses import ResponsesService
 from agentmem.sessions.runs import Listener
 from agentmem.sessions.service import SessionsService
@@ -47,7 +54,9 @@ class Compaction:
         self._service = service
         self._responses = responses
 
-    async def begin(self, caller: Caller, asked: Asked, *, instructions: str | None) -> Compacting:
+    async def begin(
+        self, caller: Caller, asked: Asked, *, instructions: str | None, retry: RetryKey | None
+    ) -> Compacting:
         """Has the model summarise. Its turn is counted, but nothing of it is kept.
 
         Raises InvalidRequest without anything to compact, NotFound, ModelNotFound.
@@ -80,7 +89,7 @@ class Compaction:
             truncation="auto",
             store=False,
         )
-        listener = await self._service.begin(caller, target, request)
+        listener = await self._service.begin(caller, target, request, retry=retry)
         return Compacting(tenant_id, listener, [*before, *own])
 
     def output(self, compacting: Compacting, turn: Turn) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -13,7 +13,7 @@ from agentmem.catalog import Transaction
 from agentmem.catalog.ids import is_id, new_id, now_us
 from agentmem.catalog.records import Item, Response, Turn
 from agentmem.core import TenantId, TurnId
-from agentmem.errors import AgentmemError, InvalidRequest, NotFound
+from agentmem.errors import AgentmemError, CatalogUnavailable, InvalidRequest, NotFound
 from agentmem.sessions.diagnostics import diagnosis
 from agentmem.sessions.messages import Message
 from agentmem.sessions.openings import Asked, Opening, Openings, shown
@@ -93,13 +93,16 @@ class ResponsesService:
             request = request_of(opening.messages)
             echo = {**echo_of(opening.model), "compacted": _compacted(opening)}
             plan = _plan(asked, opening, echo, stored=request.store)
+            if asked.conversation_id is not None:
+                # The conversation goes on with it, even if it cannot be read by its own id.
+                request = replace(request, store=True)
             listener = await self._service.begin(
                 caller, opening.target, request, retry=retry, plan=plan
             )
         begun = Begun(caller.tenant_id, plan, listener)
         if listener.response_id not in (None, plan.id):
             return await self._repeated(begun, listener.response_id or "")
-        if plan.stored:
+        if request.store:
             self._running[caller.tenant_id, plan.id] = _Running(plan, asyncio.Event())
         return begun
 
@@ -109,6 +112,8 @@ class ResponsesService:
             raise NotFound("response", response_id)
         listener = self._service.find_running(tenant_id, response_id)
         running = self._running.get((tenant_id, response_id))
+        if running is not None and not running.plan.stored:
+            running = None
         if listener is not None and running is not None:
             return Found(running.plan, None, listener)
         if listener is not None:
@@ -146,17 +151,22 @@ class ResponsesService:
         key = (begun.tenant_id, begun.plan.id)
         status = self._ended.get(key, "failed")
         if begun.plan.stored and status != "deleted":
-            await self._write_failed(begun, status, None if status == "cancelled" else error)
+            try:
+                await self._write_failed(begun, status, None if status == "cancelled" else error)
+            except CatalogUnavailable as unwritten:
+                _log.warning("a failed response was not noted", error=unwritten.message)
         self._note(key)
         return "cancelled" if status == "deleted" else status
 
     def leave(self, begun: Begun, describe: Callable[[AgentmemError], Mapping[str, Any]]) -> None:
         """The caller left. A stored response runs on; if it fails, its row will say so."""
-        if begun.plan.stored and (begun.tenant_id, begun.plan.id) in self._running:
+        running = (begun.tenant_id, begun.plan.id) in self._running
+        if running and begun.plan.stored:
             task = asyncio.create_task(self._see_through(begun, describe))
             self._left.add(task)
             task.add_done_callback(self._left.discard)
         else:
+            self.finished(begun)
             begun.listener.close()
 
     async def cancel(self, tenant_id: TenantId, response_id: str) -> Found:
@@ -222,7 +232,13 @@ class ResponsesService:
         other_id = named or begun.plan.previous_response_id
         if other_id is None:
             return None
-        return await diagnosis(self._service.catalog, begun.tenant_id, begun.plan, turn, other_id)
+        try:
+            return await diagnosis(
+                self._service.catalog, begun.tenant_id, begun.plan, turn, other_id
+            )
+        except (NotFound, CatalogUnavailable):
+            # The turn is in the log: its answer does not hang on what is only said about it.
+            return {"type": "unavailable"}
 
     @contextlib.asynccontextmanager
     async def _alone(self, conversation_id: str | None) -> AsyncIterator[None]:
@@ -238,10 +254,18 @@ class ResponsesService:
         running = self._running.get((begun.tenant_id, response_id))
         if running is not None:
             return Begun(begun.tenant_id, running.plan, begun.listener)
+        created = begun.listener.created
+        async with self._service.catalog.reading() as tx:
+            row = await tx.responses.of_turn(begun.tenant_id, created.turn_id)
+            turn = None if row is None else await tx.turns.get(begun.tenant_id, created.turn_id)
+        if row is None or turn is None:
+            # It runs, and whoever asked for it first has left.
+            return replace(begun, plan=replace(begun.plan, id=response_id))
+        if row.deltas is None:
+            return replace(begun, plan=_plan_of(row))
         begun.listener.close()
-        found = await self.find(begun.tenant_id, response_id)
-        assert found.listener is not None, "a repeat of what failed is a new turn"
-        return Begun(begun.tenant_id, found.plan, found.listener)
+        listener = replayed_run(turn, row.deltas, row.id).listen()
+        return Begun(begun.tenant_id, _plan_of(row), listener)
 
     def _note(self, key: tuple[TenantId, str]) -> None:
         running = self._running.pop(key, None)
@@ -255,10 +279,7 @@ class ResponsesService:
             await begun.listener.result()
             self.finished(begun)
         except AgentmemError as error:
-            try:
-                await self.failed(begun, describe(error))
-            except AgentmemError as unwritten:
-                _log.warning("a failed response was not noted", error=unwritten.message)
+            await self.failed(begun, describe(error))
         finally:
             begun.listener.close()
 

@@ -169,7 +169,7 @@ def response_object(
         "object": "response",
         "created_at": head.created_at // _US,
         "completed_at": ending.completed_at if ending.status == "completed" else None,
-        "expires_at": ending.expires_at,
+        "expires_at": ending.expires_at if head.request["store"] else None,
         "status": ending.status,
         "background": False,
         "error": ending.error,

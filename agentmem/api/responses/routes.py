@@ -146,14 +146,16 @@ def _add_prompts(router: APIRouter, service: SessionsService, responses: Respons
         responses=errors(404, 413, 503),
     )
     async def compact_response(
-        request: Request, caller: CurrentCaller, body: CompactBody
+        request: Request, caller: CurrentCaller, retry: Retry, body: CompactBody
     ) -> Response:
         asked = Asked(
             stored_items(body.input or ()),
             model=body.model,
             previous_response_id=body.previous_response_id,
         )
-        compacting = await compaction.begin(caller, asked, instructions=body.instructions)
+        compacting = await compaction.begin(
+            caller, asked, instructions=body.instructions, retry=retry
+        )
         turns = await results_or_disconnect(request, [compacting.listener])
         if turns is None:
             return nobody_there()

@@ -196,6 +196,25 @@ async def test_at_once_one_answers_and_the_others_are_told_to_wait(client: Clien
     assert len(await items_of(client, conversation_id)) == said
 
 
+async def test_without_store_only_the_conversation_has_it(client: Client) -> None:
+    conversation_id = await create(client)
+    made = await respond(client, reply("Said."), conversation=conversation_id, store=False)
+    assert made["expires_at"] is None
+    check_error(await client.http.get(f"{RESPONSES}/{made['id']}"), 404)
+    check_error(await post(client, "x", previous_response_id=made["id"]), 400)
+    assert (await items_of(client, conversation_id))[1] == made["output"][0]
+    headers = {"idempotency-key": "k1"}
+    asked: Any = {"conversation": conversation_id, "store": False, "headers": headers}
+    slow = "[[pace: 0.02]][[reply: A text that takes its time.]]"
+    running = asyncio.create_task(post(client, slow, **asked))
+    await asyncio.sleep(0.1)
+    joined, first = await post(client, slow, **asked), await running
+    later = await post(client, slow, **asked)
+    assert joined.json() == first.json() == later.json()
+    assert first.json()["usage"]["agentmem"]["turn"] == 2
+    assert len(await items_of(client, conversation_id)) == 4
+
+
 async def test_a_failed_response_leaves_no_items(client: Client, gateway: RunningGateway) -> None:
     conversation_id = await create(client, items=[user("One.")])
     gateway.engine.script.fail_after_tokens = 2

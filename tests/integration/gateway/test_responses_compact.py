@@ -81,6 +81,17 @@ async def test_its_turn_is_counted_and_not_kept(client: Client, gateway: Running
             assert len(rows) == count
 
 
+async def test_a_repeat_is_not_counted_twice(client: Client, gateway: RunningGateway) -> None:
+    for attempt in ("0", "1"):
+        headers = {"x-stainless-retry-count": attempt}
+        path = f"{RESPONSES}/compact"
+        response = await client.http.post(path, json={"input": LONG}, headers=headers)
+        assert response.status_code == 200
+    async with gateway.catalog.reading() as tx:
+        rows = list(await tx.turns._connection.execute(select(tables.usage_events)))
+    assert len(rows) == 1
+
+
 async def test_it_is_bound_to_its_tenant(client: Client, gateway: RunningGateway) -> None:
     *_, item = (await compact(client, input=LONG))["output"]
     async with await gateway.client("other") as other:
