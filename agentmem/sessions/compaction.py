@@ -17,7 +17,7 @@ from agentmem.engine.output import ToolChoice
 from agentmem.errors import EngineFailed, InvalidRequest
 from agentmem.sessions.items import is_user_message, numbered_items
 from agentmem.sessions.messages import Framing, Message
-from agentmem.sessions.openings import Asked
+from agentmem.sessions.openings import Asked, called_input
 from agentmem.sessions.requests import (
     AfterTurn,
     Caller,
@@ -89,7 +89,8 @@ class Compaction:
             truncation="auto",
             store=False,
         )
-        listener = await self._service.begin(caller, target, request, retry=retry)
+        with called_input():
+            listener = await self._service.begin(caller, target, request, retry=retry)
         return Compacting(tenant_id, listener, [*before, *own])
 
     def output(self, compacting: Compacting, turn: Turn) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +163,17 @@ class Openings:
         messages = self.messages(tenant_id, told, before=len(known))
         target = InSession(session.id, whole=True, model=named)
         return Opening(target, named or session.model, messages, items)
+
+
+@contextlib.contextmanager
+def called_input() -> Iterator[None]:
+    """Errors that name `messages` name `input` instead: that is what they were made from."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param == "messages":
+            error.param = "input"
+        raise
 
 
 async def conversation_session(

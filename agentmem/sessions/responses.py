@@ -16,7 +16,7 @@ from agentmem.core import TenantId, TurnId
 from agentmem.errors import AgentmemError, CatalogUnavailable, InvalidRequest, NotFound
 from agentmem.sessions.diagnostics import diagnosis
 from agentmem.sessions.messages import Message
-from agentmem.sessions.openings import Asked, Opening, Openings, shown
+from agentmem.sessions.openings import Asked, Opening, Openings, called_input, shown
 from agentmem.sessions.outputs import output_items
 from agentmem.sessions.replay import replayed_run
 from agentmem.sessions.requests import Caller, ResponsePlan, RetryKey, TurnRequest
@@ -96,9 +96,10 @@ class ResponsesService:
             if asked.conversation_id is not None:
                 # The conversation goes on with it, even if it cannot be read by its own id.
                 request = replace(request, store=True)
-            listener = await self._service.begin(
-                caller, opening.target, request, retry=retry, plan=plan
-            )
+            with called_input():
+                listener = await self._service.begin(
+                    caller, opening.target, request, retry=retry, plan=plan
+                )
         begun = Begun(caller.tenant_id, plan, listener)
         if listener.response_id not in (None, plan.id):
             return await self._repeated(begun, listener.response_id or "")

@@ -38,7 +38,7 @@ from agentmem.catalog.ids import new_id
 from agentmem.core import TenantId
 from agentmem.errors import InvalidRequest
 from agentmem.sessions.compaction import Compaction
-from agentmem.sessions.openings import Asked
+from agentmem.sessions.openings import Asked, called_input
 from agentmem.sessions.requests import Caller, RetryKey
 from agentmem.sessions.responses import Begun, Found, ResponsesService
 from agentmem.sessions.service import SessionsService
@@ -134,7 +134,8 @@ def _add_prompts(router: APIRouter, service: SessionsService, responses: Respons
         body.check()
         opening = await responses.openings.open(caller.tenant_id, _asked(body), wait=True)
         turn_request = body.turn_request(opening.messages)
-        tokens = await service.count_tokens(caller, opening.target, turn_request)
+        with called_input():
+            tokens = await service.count_tokens(caller, opening.target, turn_request)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens})
 
     @router.post(

@@ -305,3 +305,31 @@ async def test_diagnostics_say_why_a_prefix_was_missed(client: Client) -> None:
     assert await diagnose("resp_none") == {"type": "comparison_response_not_found"}
     chained = await respond(client, "On.", previous_response_id=first["id"])
     assert chained["prompt_cache_diagnostics"]["reason"] == "input_changed"
+
+
+async def test_what_is_too_long_is_refused_or_cut(client: Client) -> None:
+    first = await respond(client, "word " * 800)
+    error = check_error(await post(client, "word " * 800, previous_response_id=first["id"]), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
+    cut = await respond(
+        client,
+        f"{'word ' * 800} {reply('Cut.')}",
+        previous_response_id=first["id"],
+        truncation="auto",
+    )
+    assert text_of(cut) == "Cut."
+    assert cut["truncation"] == "auto"
+
+
+async def test_a_context_begins_it(client: Client) -> None:
+    context = {"messages": [{"role": "system", "content": LONG}], "name": "words"}
+    response = await client.http.post("/v1/contexts", json=context)
+    assert response.status_code in (200, 201), response.text
+    made = response.json()
+    first = await respond(client, reply("First."), context=made["id"])
+    assert cached(first) >= made["tokens"] - PAGE_TOKENS
+    second = await respond(client, reply("Second."), previous_response_id=first["id"])
+    assert cached(second) >= first["usage"]["total_tokens"] - 1 - PAGE_TOKENS
+    check_error(await post(client, "x", context="ctx_none"), 404)
+    error = check_error(await post(client, "x", context=made["id"], model="none"), 404)
+    assert error["code"] == "model_not_found"
