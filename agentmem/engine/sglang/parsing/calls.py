@@ -25,6 +25,7 @@ _MARKER_MAX = 64
 # A detector reads all that it holds again for each piece, so that pieces grow with what it holds:
 # the work stays linear in the length of a call, and a piece is at most this part of it.
 _HELD_PER_CHARACTER = 32
+_HELD_FREELY = 256
 # A reply of nothing but broken calls is read once for each of them: up to so many characters.
 _READ_AGAIN_MAX = 16_384
 
@@ -56,7 +57,7 @@ class CallParser:
     def push(self, text: str) -> list[Piece]:
         """More text; returns what became certain."""
         self._segments.push(text)
-        while segment := self._segments.take(1 + len(self._held()) // _HELD_PER_CHARACTER):
+        while segment := self._segments.take(self._step()):
             self._feed(segment)
         return self._taken()
 
@@ -78,6 +79,10 @@ class CallParser:
 
     def _held(self) -> str:
         return str(getattr(self._detector, "_buffer", ""))
+
+    def _step(self) -> int:
+        """How many characters the detector gets next."""
+        return 1 + max(0, len(self._held()) - _HELD_FREELY) // _HELD_PER_CHARACTER
 
     def _stuck(self) -> str:
         """What the detector holds and has not given; some hold what they gave as well."""
@@ -168,7 +173,7 @@ class CallParser:
             return
         segments = Segments(markers_of(self._detector))
         segments.push(rest)
-        while segment := segments.take(1 + len(self._held()) // _HELD_PER_CHARACTER, final=True):
+        while segment := segments.take(self._step(), final=True):
             self._feed(segment)
 
     def _read_whole(self, block: str) -> bool:
