@@ -49,8 +49,8 @@ def install(name: str) -> None:
         environment.pip("install", "--no-deps", "--requirement", requirements)
     environment.check_imports(SELF_CHECKS[name])
     environment.write_stamp()
-    kept = bytes_below(environment.venv) / 1e9
-    say(f"ready: {environment.name} holds {kept:.1f} GB, {time.monotonic() - started:.0f} s")
+    kept = bytes_below(environment.venv) / 1e6
+    say(f"ready: {environment.name} holds {kept:.0f} MB, {time.monotonic() - started:.0f} s")
 
 
 def set_up() -> None:
