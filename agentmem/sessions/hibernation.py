@@ -97,13 +97,15 @@ class Hibernation:
         Raises what `hibernate` raises; never makes a page at the log's edge.
         """
         deadline = time.perf_counter() + self._context.limits.hibernate_seconds_max
-        ids = await self._context.log_ids(session)
-        keys, page_tokens = self._expected(session, ids, None)
+        page_tokens, position = session.page_tokens or 1, session.durable_position
         expires_at = session.updated_at / 1e6 + session.kv_retention_seconds
-        position = session.durable_position
-        if keys and expires_at > time.time():
+        # Most are known to be durable since their last turn: of those not even the log is read.
+        behind = position < durable_pages(session.tokens, page_tokens) * page_tokens
+        if behind and expires_at > time.time():
+            ids = await self._context.log_ids(session)
+            keys, page_tokens = self._expected(session, ids, None)
             await self._wait_durable(session, ids, keys, deadline, expires_at)
-            position = max(position, len(keys) * page_tokens)
+            position = len(keys) * page_tokens
         if session.origin == "request":
             return await self._let_idle_go(session, position, busy)
         async with self._leases.holding(session.tenant_id, session.id) as (current, _lease):
