@@ -29,6 +29,7 @@ _HOOKS = Path(__file__).parent
 # be found again: `store` decides.
 _EXCLUDED_CHECKS = "positive_data_acceptance,ensure_resource_availability"
 _ROUND_EXAMPLES_MAX = 150
+_ROUND_SECONDS_MAX = 900.0
 _OUTPUT_LINES = 150
 
 
@@ -91,14 +92,19 @@ def _round(
     else:
         command += ["--phases=examples,coverage,fuzzing", "--mode=positive"]
         given["AGENTMEM_FUZZ_WITHOUT_KEY"] = "1"
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=program_environment(given),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=program_environment(given),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_ROUND_SECONDS_MAX,
+        )
+    except subprocess.TimeoutExpired:
+        outcome.problems.append(f"seed {seed}: not done in {_ROUND_SECONDS_MAX:.0f} s")
+        return
     said = "\n".join(done.stdout.splitlines()[-_OUTPUT_LINES:]) + done.stderr[-2_000:]
     if not report.exists():
         outcome.problems.append(f"schemathesis did not run:\n{said}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
 import pydantic
 import pytest
 import support
+import wire
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -23,11 +24,15 @@ def get_weather(city: str) -> str:
 
 
 @pytest.fixture
-def make(url: str, key: str, model: str) -> Maker:
+def make(url: str, key: str, model: str, exchanges: wire.Wire) -> Iterator[Maker]:
+    http = openai.DefaultHttpxClient(transport=wire.Transport(exchanges))
+
     def made(**options: Any) -> ChatOpenAI:
+        options = {"http_client": http, **options}
         return ChatOpenAI(base_url=f"{url}/v1", api_key=key, model=model, **options)
 
-    return made
+    yield made
+    http.close()
 
 
 @pytest.fixture(params=[False, True], ids=["chat", "responses"])
