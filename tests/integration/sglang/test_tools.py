@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from agentmem.catalog.records import Worker
@@ -226,3 +229,18 @@ async def test_biases_and_penalties_reach_the_sampler(engine: SglangEngine, chat
     assert (await ask(engine, ids, chat, OutputSpec(), **bias)).ids == [one] * 4
     penalized = await ask(engine, ids, chat, OutputSpec(), **bias, frequency_penalty=2.0)
     assert set(penalized.ids) == {one, other}
+
+
+async def test_the_worker_starts_its_parsing_server_again(
+    smol: System, engine: SglangEngine
+) -> None:
+    def is_parsing(pid: int) -> bool:
+        return any("parsing.server" in part for part in psutil.Process(pid).cmdline())
+
+    [first] = filter(is_parsing, smol.pids()["worker"])
+    os.kill(first, signal.SIGKILL)
+    parser = await engine.open_parser(OutputSpec(tools=TOOLS))
+    assert await parser.push("text") == [TextPiece("text")]
+    await parser.aclose()
+    [again] = filter(is_parsing, smol.pids()["worker"])
+    assert again != first
