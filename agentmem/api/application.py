@@ -55,14 +55,21 @@ def create_application(
     )
     # For the document only: the middleware has checked the key already.
     documented = [Depends(HTTPBearer(auto_error=False, description="An API key: am_..."))]
-    for router in (chat_router, models_router, sessions_router, contexts_router):
-        app.include_router(router(service), dependencies=documented)
     responses = ResponsesService(service)
     conversations = ConversationsService(service, responses.openings)
-    app.include_router(responses_router(service, responses), dependencies=documented)
-    app.include_router(conversations_router(conversations), dependencies=documented)
-    app.include_router(health_router(metrics, checks))
-    install_error_handlers(app)
+    routers = [
+        chat_router(service),
+        models_router(service),
+        sessions_router(service),
+        contexts_router(service),
+        responses_router(service, responses),
+        conversations_router(conversations),
+    ]
+    for router in routers:
+        app.include_router(router, dependencies=documented)
+    operations = health_router(metrics, checks)
+    app.include_router(operations)
+    install_error_handlers(app, [*routers, operations])
     # The last one added is the outermost: ids for all replies, then keys, then bodies.
     app.add_middleware(BodyMiddleware, bytes_max=request_bytes_max, seconds_max=request_seconds_max)
     app.add_middleware(AuthenticationMiddleware, authenticator=authenticator)

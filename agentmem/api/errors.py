@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from agentmem.errors import (
@@ -148,8 +149,13 @@ def slow_body_response(seconds: float) -> JSONResponse:
     return JSONResponse(body, 408, {"Connection": "close", "X-Should-Retry": "true"})
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Makes every error of the app come out in the one shape."""
+def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Makes every error of the app come out in the one shape. `routers` are all it consists of."""
+    methods: dict[str, set[str]] = {}
+    for route in (one for router in routers for one in router.routes):
+        if isinstance(route, APIRoute):
+            methods.setdefault(route.path_format, set()).update(route.methods or ())
+    app.state.methods = methods
     app.add_exception_handler(AgentmemError, _on_agentmem_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -171,6 +177,9 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
             405: "This route does not take that method.",
         }.get(status, str(error.detail))
         code = _HTTP_CODES.get(status, "http_error")
+    if status == 405 and request.headers.get("upgrade", "").lower() == "websocket":
+        message = "WebSocket mode is not supported: send a POST with stream instead."
+        code = UNSUPPORTED
     kind = "not_found_error" if status == 404 else "invalid_request_error"
     headers = {**(error.headers or {}), "X-Should-Retry": "false"}
     if status == 405 and (allowed := _allowed(request)):
@@ -180,9 +189,8 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
 
 def _allowed(request: Request) -> list[str]:
     """All methods of the path: each is a route of its own, and the error knows only the first."""
-    path: str = getattr(request.scope.get("route"), "path_format", "")
-    documented: dict[str, Any] = request.app.openapi()["paths"]
-    return sorted(method.upper() for method in documented.get(path, {}))
+    methods: dict[str, set[str]] = request.app.state.methods
+    return sorted(methods.get(getattr(request.scope.get("route"), "path_format", ""), ()))
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:

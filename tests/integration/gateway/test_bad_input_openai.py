@@ -179,6 +179,13 @@ class TestMethods:
         check_error(response, 405)
         assert response.headers["allow"] == allowed
 
+    async def test_websocket_mode_is_refused_by_name(self, client: Client) -> None:
+        upgrade = {"connection": "Upgrade", "upgrade": "websocket"}
+        response = await client.http.get(RESPONSES, headers=upgrade)
+        error = check_error(response, 405)
+        assert error["code"] == "unsupported_parameter"
+        assert "WebSocket" in error["message"]
+
 
 class TestSizes:
     @pytest.mark.parametrize("route", ROUTES)
