@@ -20,6 +20,8 @@ from agentmem.testing.hermes import HermesParser, open_hermes_parser
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "é <b>"}}\n</tool_call>'
 
+UNKNOWN = '<tool_call>{"name": "g", "arguments": {}}</tool_call>'
+
 
 async def parse(text: str, cut: int, spec: OutputSpec) -> list[Piece]:
     parser = HermesParser(spec)
@@ -53,7 +55,7 @@ def summary(pieces: list[Piece]) -> tuple[str, str, list[str]]:
         (f"<think>hm</think>Hi.\n{CALL}\n{CALL}", ("Hi.", "hm", 2)),
         ("<think>no end", ("", "no end", 0)),
         ("<tool_call>{bad}</tool_call> x", ("<tool_call>{bad}</tool_call> x", "", 0)),
-        ('<tool_call>{"name": "g"}</tool_call>', ('<tool_call>{"name": "g"}</tool_call>', "", 0)),
+        (UNKNOWN, (UNKNOWN, "", 0)),
         (CALL[:30], (CALL[:30], "", 0)),
     ],
 )
