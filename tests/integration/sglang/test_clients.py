@@ -13,9 +13,11 @@ import pytest
 from agentmem.demo.system import Client, System
 from tests.integration.clients.programs import (
     CLIENTS,
+    ROOT,
     program_environment,
     python_of,
     run_checks,
+    run_program,
 )
 
 pytestmark = pytest.mark.sglang
@@ -32,6 +34,12 @@ def environment(system: System, client: Client) -> dict[str, str]:
 def test_main_paths_of_the_newest_openai(system: System, client: Client, tmp_path: Path) -> None:
     given = environment(system, client)
     run_checks("clients", ["openai_python/check_main_paths.py"], given, tmp_path, "-m", "real")
+
+
+def test_the_example_runs(system: System, client: Client) -> None:
+    given = environment(system, client)
+    output = run_program("clients", ROOT / "examples" / "openai_python.py", given)
+    assert output.count("from the cache") == 8, output
 
 
 def turns(given: dict[str, str], how: str, number: int, state: Path) -> list[list[int]]:
