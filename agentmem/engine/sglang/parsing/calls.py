@@ -97,7 +97,12 @@ class CallParser:
             return
         held = self._held()
         self._unsaid += segment
-        result = self._detector.parse_streaming_increment(segment, self._tools)
+        try:
+            result = self._detector.parse_streaming_increment(segment, self._tools)
+        # plugin edge: SGLang's detectors; what one cannot take is text.
+        except Exception:  # noqa: BLE001
+            self._fail()
+            return
         if result.normal_text:
             self._unsaid = ""
         self._take(result.normal_text, result.calls)
@@ -106,6 +111,12 @@ class CallParser:
             # It was a call of no known tool, which SGLang forgets.
             self._announced, self._raw = None, True
             self._say(held + segment)
+
+    def _fail(self) -> None:
+        """The detector raised: what it was given since it last gave text is text."""
+        unsaid, self._unsaid = self._unsaid, ""
+        self._detector, self._announced, self._open = self._make(), None, False
+        self._say(unsaid)
 
     def _take(self, text: str, calls: list[Any]) -> None:
         self._say(text)
@@ -178,7 +189,11 @@ class CallParser:
 
     def _read_whole(self, block: str) -> bool:
         """Some calls are understood as a whole only, such as those that have no arguments."""
-        calls = self._make().detect_and_parse(block, self._tools).calls
+        try:
+            calls = self._make().detect_and_parse(block, self._tools).calls
+        # plugin edge: SGLang's detectors; what one cannot take is text.
+        except Exception:  # noqa: BLE001
+            return False
         for call in calls:
             self._take("", [call])
             self._end_call()
