@@ -93,9 +93,6 @@ class ResponsesService:
             request = request_of(opening.messages)
             echo = {**echo_of(opening.model), "compacted": _compacted(opening)}
             plan = _plan(asked, opening, echo, stored=request.store)
-            if asked.conversation_id is not None:
-                # The conversation goes on with it, even if it cannot be read by its own id.
-                request = replace(request, store=True)
             with called_input():
                 listener = await self._service.begin(
                     caller, opening.target, request, retry=retry, plan=plan
