@@ -141,3 +141,23 @@ def check_a_busy_conversation(
     ]
     assert counts[-1] >= 1, "it was busy, and the client came back"
     occupier.join()
+
+
+def check_operations_that_are_refused_by_name(client: openai.OpenAI, model: str) -> None:
+    made = client.chat.completions.create(model=model, messages=say("Hello."), store=True)
+    refused: dict[str, Callable[[], Any]] = {
+        "listing": client.chat.completions.list,
+        "changing": lambda: client.chat.completions.update(made.id, metadata={"a": "b"}),
+        "models": lambda: client.models.delete(model),
+    }
+    for what, operation in refused.items():
+        with pytest.raises(openai.BadRequestError) as caught:
+            operation()
+        assert (caught.value.code or "").startswith("unsupported"), (what, caught.value.body)
+        assert len(caught.value.message) > 30, what
+
+
+def check_operations_that_there_are_none_of(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.embeddings.create(model=model, input="Hello.")
+    assert caught.value.code == "unknown_route"
