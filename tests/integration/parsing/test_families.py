@@ -197,7 +197,28 @@ async def test_a_reply_of_broken_calls_only_is_text_before_long(parsing: Open) -
 
 
 async def test_arguments_nested_too_deeply_harm_nobody(parsing: Open) -> None:
-    client = await parsing("hermes", "none")
-    deep = '<tool_call>{"name": "get_time", "arguments": ' + '{"city": [' * 3_000
-    parsed = joined(await parse(client, deep, 1_000))
-    assert "[" in parsed.text + "".join(arguments for _, arguments in parsed.calls)
+    client = await parsing("glm45", "glm45")
+    deep = "[" * 20_000
+    text = f"<tool_call>get_time\n<arg_key>days</arg_key>\n<arg_value>{deep}"
+    parsed = joined(await parse(client, text, 1_000))
+    assert [name for name, _ in parsed.calls] == ["get_time"]
+    assert deep[:10_000] in parsed.calls[0][1]
+
+
+@pytest.mark.parametrize(
+    ("tool_parser", "text"),
+    [
+        ("hermes", '<tool_call>{"name": "get_time", "arguments": {}}</tool_call>'),
+        ("glm45", "<tool_call>get_time\n</tool_call>"),
+        (
+            "kimi_k2",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_time:0"
+            "<|tool_call_argument_begin|><|tool_call_end|><|tool_calls_section_end|>",
+        ),
+    ],
+)
+async def test_a_call_without_arguments_has_none(
+    parsing: Open, tool_parser: str, text: str
+) -> None:
+    client = await parsing(tool_parser, "none")
+    assert await parse_all(client, text) == Parsed("", "", [("get_time", "{}")])
