@@ -81,7 +81,7 @@ def models_router(service: SessionsService) -> APIRouter:
     @router.delete(
         "/{model:path}",
         summary="Refused: models are the operator's",
-        responses=_only(400, 401),
+        responses=_only(400, 401, 404),
         response_model=None,
     )
     async def delete_model(model: str) -> Response:
