@@ -155,8 +155,10 @@ def _streams(load: Load, gateway: Server, direct: Server, rounds: int) -> list[R
         f"{busy:.0%} of a core and was at most {lag:.1f} ms late (p99)"
     )
     rows = []
-    for name, quantile, target in (("ttft_added_p50", 0.5, 3.0), ("ttft_added_p99", 0.99, 15.0)):
-        firsts, limits = _firsts(through, quantile), _firsts(beside, quantile)
+    for quantile, target in (("p50", 3.0), ("p99", 15.0)):
+        name, of = f"ttft_added_{quantile}", f"first_seconds_{quantile}"
+        firsts = [result[of] * _MILLISECONDS for result in through]
+        limits = [result[of] * _MILLISECONDS for result in beside]
         added = [mine - other for mine, other in zip(firsts, limits, strict=True)]
         limit = statistics.median(limits)
         rows.append(row_of(name, added, unit="ms", limit=limit, target=target, detail=detail))
@@ -172,15 +174,10 @@ def _streams(load: Load, gateway: Server, direct: Server, rounds: int) -> list[R
     return rows
 
 
-def _firsts(results: Sequence[dict[str, Any]], quantile: float) -> list[float]:
-    """Per round, milliseconds to the first token."""
-    return [_quantile(result["first_seconds"], quantile) * _MILLISECONDS for result in results]
-
-
 def _tokens_per_second(result: dict[str, Any]) -> float:
     """What all streams together get, each asking again when it has its reply."""
-    seconds: list[float] = result["total_seconds"]
-    return STREAMS * REPLY_TOKENS / statistics.mean(seconds)
+    seconds: float = result["total_seconds"]
+    return STREAMS * REPLY_TOKENS / seconds
 
 
 def _memory(load: Load, gateway: Server, requests: int) -> Row:
@@ -373,10 +370,6 @@ def _client(server: Server) -> httpx2.Client:
         timeout=60.0,
         trust_env=False,
     )
-
-
-def _quantile(values: list[float], quantile: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * quantile))]
 
 
 def _wait_until_ready(url: str) -> None:
