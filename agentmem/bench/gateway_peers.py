@@ -79,6 +79,13 @@ class _Unrecorded(list[GenerateRequest]):
         """Forgets it."""
 
 
+class _Unopened(set[str]):
+    """The engine's open sessions, which only a session that hibernates leaves."""
+
+    def add(self, _session_id: str) -> None:
+        """Forgets it."""
+
+
 class _Input(msgspec.Struct):
     """The body of a direct request; its `number` is the first id, so that no two are alike."""
 
@@ -147,7 +154,8 @@ async def _serve(role: str, token_seconds: float) -> None:
         # Every token is text, so that the first one is seen when it is made.
         first_id=FIRST_WORD_ID,
     )
-    worker.engine.calls = _Unrecorded()
+    # What grows in the engine is not the gateway's.
+    worker.engine.calls, worker.engine.sessions = _Unrecorded(), _Unopened()
     if role == "direct":
         await serve_app(DirectApplication(worker.engine), settings)
         return

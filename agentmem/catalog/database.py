@@ -213,6 +213,8 @@ def _create_engine(url: str, *, synchronous: str, pool_size: int = 8) -> AsyncEn
         connect_args={"async_creator_fn": SqliteConnection.open} if sqlite else {},
         pool_size=pool_size,
         max_overflow=0,
+        # The connection used last has the pages of the last transaction in its cache.
+        pool_use_lifo=True,
         pool_timeout=60,
         # Errors are logged, and parameters are content.
         hide_parameters=True,

@@ -23,7 +23,7 @@ _log = get_logger("agentmem.sessions.durability")
 _FIRST_DELAY_SECONDS = 0.02
 _DELAY_SECONDS_MAX = 1.0
 _FAREWELL_SECONDS = 5.0
-_BATCH = 50
+_BATCH = 200
 WATCHED_MAX = 10_000
 
 
