@@ -185,6 +185,8 @@ def test_worker_killed_in_mid_turn_leaves_the_log_and_comes_back(
     assert client.get(session)["turns"] == first["number"]
     with pytest.raises(Exception, match="503"):
         client.turn(session, say("Too early."), 4)
+    # The gateway hears of the worker's state within half a second.
+    wait_until(lambda: not ready(system), 10, "the death is known")
     wait_until(lambda: ready(system), 120, "the worker is started again")
     print(f"worker back after {time.monotonic() - killed:.0f} s")
     turn = client.turn(session, say("Again."), 4)
