@@ -332,7 +332,8 @@ def _servers(token_seconds: float, **options: Any) -> Iterator[tuple[Load, Serve
 def _start(
     stack: ExitStack, role: str, settings: Settings, token_seconds: float
 ) -> subprocess.Popen[bytes]:
-    arguments = ["-m", "agentmem.bench.gateway_peers", role, str(token_seconds)]
+    parent = str(os.getpid())
+    arguments = ["-m", "agentmem.bench.gateway_peers", parent, role, str(token_seconds)]
     log = stack.enter_context((settings.data_dir / "log").open("wb"))
     process = stack.enter_context(_running(arguments, settings_environment(settings), stderr=log))
     path = "/readyz" if role == "gateway" else "/"

@@ -21,6 +21,7 @@ from agentmem.config import Settings
 from agentmem.core import PageHash, PageKey, Tier
 from agentmem.engine.base import GenerateRequest, Sampling
 from agentmem.engine.fake import FakeEngine
+from agentmem.lifeline import die_with_parent
 from agentmem.sessions.ports import Freed, PageResidency
 from agentmem.telemetry import configure_logging
 from agentmem.testing.fake_worker import FakeWorker
@@ -165,8 +166,10 @@ async def _serve(role: str, token_seconds: float) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`gateway` or `direct`, and the seconds that a token takes; settings from the environment."""
-    role, token_seconds = arguments
+    """The parent's pid, `gateway` or `direct`, and the seconds that a token takes; settings from
+    the environment."""
+    parent, role, token_seconds = arguments
+    die_with_parent(int(parent))
     configure_logging("info")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(role, float(token_seconds)))
