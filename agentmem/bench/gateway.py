@@ -350,18 +350,17 @@ def _running(
     stderr: Any = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     pipe = subprocess.PIPE if pipes else None
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, *arguments],
         env={**os.environ, **environment},
         stdin=pipe,
         stdout=pipe,
         stderr=stderr,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def _client(server: Server) -> httpx2.Client:
