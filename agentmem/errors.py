@@ -54,11 +54,14 @@ class InvalidRequest(AgentmemError):
 
 
 class ContextOverflow(InvalidRequest):
-    """More tokens than the model's window takes."""
+    """More tokens than the model's window takes; `tokens` of them, or at least so many."""
 
-    def __init__(self, *, tokens: int, limit: int, param: str = "messages") -> None:
+    def __init__(
+        self, *, tokens: int, limit: int, param: str = "messages", at_least: bool = False
+    ) -> None:
+        needed = f"at least {tokens}" if at_least else str(tokens)
         super().__init__(
-            f"The conversation and max_tokens need {tokens} tokens; the model takes {limit}.",
+            f"The conversation and max_tokens need {needed} tokens; the model takes {limit}.",
             param=param,
             hint="Shorten the messages, lower max_tokens, or start a new session.",
         )
@@ -91,9 +94,11 @@ class NotFound(AgentmemError):
 class SessionBusy(AgentmemError):
     """Another turn or operation holds the session's lease."""
 
-    def __init__(self, session_id: str, *, retry_after_seconds: float) -> None:
-        super().__init__(f"Session {session_id!r} is running another turn; try again shortly.")
-        self.session_id = session_id
+    def __init__(
+        self, object_id: str, *, retry_after_seconds: float, kind: str = "session"
+    ) -> None:
+        super().__init__(f"The {kind} {object_id!r} has a turn that runs; try again shortly.")
+        self.object_id = object_id
         self.retry_after_seconds = retry_after_seconds
 
 

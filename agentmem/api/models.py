@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from agentmem.api.auth import current_tenant
+from agentmem.api.errors import UNSUPPORTED
 from agentmem.api.objects import ErrorObject
 from agentmem.api.surfaces import Surface, implemented, refused
 from agentmem.core import TenantId
@@ -85,7 +86,7 @@ def models_router(service: SessionsService) -> APIRouter:
         response_model=None,
     )
     async def delete_model(model: str) -> Response:
-        raise InvalidRequest(_NO_DELETE, param="model", code="unsupported")
+        raise InvalidRequest(_NO_DELETE, param="model", code=UNSUPPORTED)
 
     return router
 

@@ -290,11 +290,6 @@ def branched(session: Session, turn_id: TurnId | None) -> Session:
     )
 
 
-def conversation_of(session_id: str) -> str:
-    """The id of the conversation whose log this session is."""
-    return f"conv_{session_id.partition('_')[2]}"
-
-
 def checked_id(session_id: str) -> str:
     """Ids that cannot be ours never reach the database."""
     if not is_id(session_id, "ses"):
@@ -350,4 +345,4 @@ def _last_within(
     return None
 
 
-__all__ = ["Base", "Bases", "branched", "checked_id", "conversation_hash", "conversation_of"]
+__all__ = ["Base", "Bases", "branched", "checked_id", "conversation_hash"]

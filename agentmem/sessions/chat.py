@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,11 @@ class Chat:
         does NUL: it cannot be stored, so that a client could not send it back."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=not special)
         return text.replace("\x00", REPLACEMENT)
+
+    @cached_property
+    def token_characters_max(self) -> int:
+        """Most characters that one token stands for."""
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
 
     def token_bytes(self, token_id: int) -> bytes:
         """What one token stands for; the parts of a character that several tokens make, too."""

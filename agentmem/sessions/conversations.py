@@ -15,7 +15,6 @@ from agentmem.catalog.ids import new_id, now_us
 from agentmem.catalog.records import Item, Session
 from agentmem.core import TenantId
 from agentmem.errors import InvalidRequest, NotFound
-from agentmem.sessions.bases import conversation_of
 from agentmem.sessions.items import is_item_id, numbered_items
 from agentmem.sessions.openings import (
     Openings,
@@ -26,6 +25,7 @@ from agentmem.sessions.openings import (
 )
 from agentmem.sessions.retention import RetentionName
 from agentmem.sessions.service import SessionsService
+from agentmem.sessions.views import conversation_of
 
 ITEMS_PER_REQUEST = 20
 

@@ -8,12 +8,13 @@ from agentmem.catalog import Transaction
 from agentmem.catalog.records import Lease, Session, Turn
 from agentmem.core import PageKey, SessionId, TenantId, TurnId
 from agentmem.errors import NotFound
-from agentmem.sessions.bases import checked_id, conversation_of
+from agentmem.sessions.bases import checked_id
 from agentmem.sessions.context import Context, session_fingerprint
 from agentmem.sessions.durability import DurabilityTracker
 from agentmem.sessions.leases import LeaseKeeper
 from agentmem.sessions.ports import Freed
 from agentmem.sessions.unclaiming import Unclaimer
+from agentmem.sessions.views import conversation_of
 
 
 class Deletion:

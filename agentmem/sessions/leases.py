@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from agentmem.catalog import Catalog, Transaction
 from agentmem.catalog.records import Lease, Session
 from agentmem.core import SessionId, TenantId
-from agentmem.errors import AgentmemError, SessionBusy
+from agentmem.errors import AgentmemError
 from agentmem.sessions.owner import is_dead
+from agentmem.sessions.views import busy
 from agentmem.telemetry import get_logger
 
 _log = get_logger("agentmem.sessions.leases")
@@ -40,7 +41,7 @@ class LeaseKeeper:
                 _log.warning("freed a dead owner's lease", session_id=session.id)
                 lease = await self._acquire(tx, session)
         if lease is None or await self._changed(tx, session):
-            raise SessionBusy(session.id, retry_after_seconds=RETRY_AFTER_SECONDS)
+            raise busy(session, retry_after_seconds=RETRY_AFTER_SECONDS)
         return lease
 
     async def _changed(self, tx: Transaction, session: Session) -> bool:

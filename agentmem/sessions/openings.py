@@ -17,6 +17,7 @@ from agentmem.sessions.messages import Message
 from agentmem.sessions.requests import AfterTurn, FromContext, InSession, LongestPrefix, Target
 from agentmem.sessions.sealing import Purpose, Sealer
 from agentmem.sessions.service import SessionsService
+from agentmem.sessions.views import busy
 
 BUSY_SECONDS = 1.0
 
@@ -131,7 +132,8 @@ class Openings:
         return Opening(target, model, self.messages(tenant_id, items), items, previous)
 
     async def previous(self, tenant_id: TenantId, response_id: str) -> Response:
-        """A response to go on after. Raises NotFound as such, InvalidRequest where it failed."""
+        """A response to go on after. Raises NotFound as such, SessionBusy while it runs,
+        InvalidRequest where it failed."""
         kind = "previous_response"
         if not is_id(response_id, "resp"):
             raise NotFound(kind, response_id)
@@ -139,6 +141,12 @@ class Openings:
             async with self._service.catalog.reading() as tx:
                 previous = await tx.responses.get(tenant_id, response_id)
         except NotFound as error:
+            running = self._service.find_running(tenant_id, response_id)
+            if running is not None:
+                running.close()
+                raise SessionBusy(
+                    response_id, retry_after_seconds=BUSY_SECONDS, kind="response"
+                ) from error
             raise NotFound(kind, response_id) from error
         if previous.turn_id is None:
             raise InvalidRequest(
@@ -194,7 +202,7 @@ async def conversation_session(
 async def check_free(tx: Transaction, session: Session) -> None:
     """Raises SessionBusy while a response of the conversation runs."""
     if await tx.leases.find(session.tenant_id, session.id) is not None:
-        raise SessionBusy(session.id, retry_after_seconds=BUSY_SECONDS)
+        raise busy(session, retry_after_seconds=BUSY_SECONDS)
 
 
 def session_of(conversation_id: str) -> str:

@@ -76,6 +76,7 @@ class Preparation:
         now = now_us()
         log = await self._context.log_at(base.session.tenant_id, base.turn_id, chat, now_us=now)
         framing = _framing(log, base, request.framing)
+        _refuse_hopeless(chat, base, request, window(worker))
         prompt = await fill_prompt(chat, log, continued(log, base.messages, framing))
         prompt, max_tokens = await self._fitted(_Place(chat, log, worker), prompt, request)
         known = base.known_hash
@@ -155,6 +156,14 @@ def _check_bias(chat: Chat, request: TurnRequest) -> None:
                 f"logit_bias names token {token}; the model has {chat.vocabulary_size} tokens.",
                 param="logit_bias",
             )
+
+
+def _refuse_hopeless(chat: Chat, base: Base, request: TurnRequest, limit: int) -> None:
+    """Raises ContextOverflow for texts that cannot fit, without tokenizing megabytes first."""
+    characters = sum(len(message.get("content") or "") for message in base.messages)
+    tokens_min = characters // chat.token_characters_max
+    if tokens_min > limit and request.truncation == "disabled":
+        raise ContextOverflow(tokens=tokens_min, limit=limit, at_least=True)
 
 
 def _framing(log: Log, base: Base, framing: Framing) -> Framing:

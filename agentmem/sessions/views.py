@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from agentmem.catalog.records import Session
 from agentmem.core import Tier, durable_pages
+from agentmem.errors import SessionBusy
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,19 @@ class Page:
 
     items: list[SessionView]
     has_more: bool
+
+
+def conversation_of(session_id: str) -> str:
+    """The id of the conversation whose log this session is."""
+    return f"conv_{session_id.partition('_')[2]}"
+
+
+def busy(session: Session, *, retry_after_seconds: float) -> SessionBusy:
+    """The error for a session that is held, by the name that its owner knows it by."""
+    if session.origin == "conversation":
+        name = conversation_of(session.id)
+        return SessionBusy(name, retry_after_seconds=retry_after_seconds, kind="conversation")
+    return SessionBusy(session.id, retry_after_seconds=retry_after_seconds)
 
 
 def expected_pages(session: Session) -> int:

@@ -136,6 +136,16 @@ async def test_a_running_response_is_cancelled(client: Client, gateway: RunningG
     check_error(await client.http.get(f"{RESPONSES}/{response_id}"), 404)
 
 
+async def test_whoever_goes_on_too_early_is_told_to_try_again(client: Client) -> None:
+    async with streaming(client, SLOW) as events:
+        response_id = (await anext(events))["response"]["id"]
+        response = await post(client, "On.", previous_response_id=response_id)
+        error = check_error(response, 409)
+        assert response.headers["x-should-retry"] == "true"
+        assert response_id in error["message"]
+        await client.http.post(f"{RESPONSES}/{response_id}/cancel")
+
+
 async def test_what_is_over_cannot_be_cancelled(client: Client) -> None:
     made = await respond(client, reply("Done."))
     response = await client.http.post(f"{RESPONSES}/{made['id']}/cancel")

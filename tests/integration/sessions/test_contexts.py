@@ -138,6 +138,16 @@ class TestTruncation:
         assert raised.value.tokens > raised.value.limit == 4096
         assert await world.count() == (0, 0)
 
+    async def test_megabytes_are_refused_before_they_are_tokenized(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def never(*_: object) -> list[int]:
+            raise AssertionError("tokenized")
+
+        monkeypatch.setattr(type(world.worker._chat), "encode", never)
+        with pytest.raises(ContextOverflow, match="at least"):
+            await world.say(TEXT * 20_000)
+
     async def test_a_last_message_that_is_too_long_by_itself(self, world: World) -> None:
         await world.say("short")
         with pytest.raises(ContextOverflow):
