@@ -120,7 +120,7 @@ def run_gateway_bench(
     memory_requests: int = MEMORY_REQUESTS,
     history_tokens: Sequence[int] = HISTORY_TOKENS,
 ) -> dict[str, Any]:
-    """The rows of the issue: `ttft_added_p50` and `_p99` (ms), `throughput` (share of direct),
+    """Rows: `ttft_added_p50` and `_p99` (ms), `throughput` (share of direct),
     `rss_growth` (MiB) and `resent_history` (ms)."""
     rows: list[Row] = []
     with _servers(TOKEN_SECONDS) as (load, gateway, direct):
