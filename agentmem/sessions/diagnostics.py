@@ -13,7 +13,7 @@ from agentmem.catalog import Catalog, Transaction
 from agentmem.catalog.records import Response, Turn
 from agentmem.core import TenantId, TurnId
 from agentmem.errors import NotFound
-from agentmem.sessions.log import join_ids
+from agentmem.sessions.log import common_prefix, join_ids
 from agentmem.sessions.messages import canonical_json
 from agentmem.sessions.requests import ResponsePlan
 
@@ -61,19 +61,6 @@ async def _shared_tokens(tx: Transaction, turn: Turn, other: Turn) -> int:
     ids.extend(turn.tokens)
     del ids[turn.prompt_tokens :]
     return common_prefix(ids, join_ids(await tx.turns.chain(turn.tenant_id, other.id)))
-
-
-def common_prefix(one: array[int], other: array[int]) -> int:
-    """How many ids both begin with."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        # What is known to be equal already is not looked at again.
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _reason(plan: ResponsePlan, row: Response) -> str:

@@ -241,7 +241,7 @@ def _rebase(chat: Chat, log: Log, prompt: Prompt, text: str) -> Prompt:
     if base == 0:
         # A tokenizer that does not decode to what it encoded may share more ids than text.
         whole = array("I", chat.encode_now(text))
-        shared = _common(log.ids, whole)
+        shared = common_prefix(log.ids, whole)
         if shared > keep:
             ids, keep = whole, shared
     return replace(prompt, ids=ids, keep=keep, rebased=keep < len(log.ids))
@@ -258,7 +258,7 @@ def _plain_prompt(chat: Chat, log: Log) -> str:
 def _fitting(chat: Chat, ids: array[int], text: str) -> tuple[int, int]:
     """The most ids whose text `text` starts with, and the length of that text."""
     decoded = chat.decode(ids, special=True)
-    same = _common(decoded, text)
+    same = common_prefix(decoded, text)
     # The length of the text of ids[:n] grows with n, but for characters that are not complete.
     fitting = bisect_right(
         range(len(ids) + 1), same, key=lambda n: len(chat.decode(ids[:n], special=True))
@@ -270,8 +270,8 @@ def _fitting(chat: Chat, ids: array[int], text: str) -> tuple[int, int]:
     return 0, 0
 
 
-def _common(one: Sequence[object] | str, other: Sequence[object] | str) -> int:
-    """Length of the common prefix, found by halving: comparing slices runs in C."""
+def common_prefix(one: Sequence[object] | str, other: Sequence[object] | str) -> int:
+    """How many elements both begin with, found by halving: comparing slices runs in C."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -5,7 +5,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmem.sessions.diagnostics import common_prefix
+from agentmem.sessions.log import common_prefix
 
 ids = st.lists(st.integers(0, 3), max_size=40)
 

@@ -16,7 +16,7 @@ from agentmem.sessions.log import (
     Log,
     LogCache,
     Prompt,
-    _common,
+    common_prefix,
     continued,
     empty_log,
     fill_prompt,
@@ -262,7 +262,7 @@ def test_common_prefix(one: list[int], other: list[int]) -> None:
     slow = 0
     while slow < min(len(one), len(other)) and one[slow] == other[slow]:
         slow += 1
-    assert _common(one, other) == slow
+    assert common_prefix(one, other) == slow
 
 
 class TestLogCache:
