@@ -81,7 +81,7 @@ turns = Table(
     Column("top_logprobs", JSON, nullable=True),
     Column("body_hash", String(64), nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    Index("ix_turns_tenant_id_prefix_hash", "tenant_id", "prefix_hash"),
+    Index("ix_turns_tenant_id_prefix_hash", "tenant_id", "prefix_hash", "id"),
 )
 
 sessions = Table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Row, delete, func, insert, select
+from sqlalchemy import CTE, ColumnElement, Row, bindparam, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
@@ -17,10 +17,23 @@ from agentmem.errors import NotFound
 # SQLite takes 32,766 parameters per statement; smaller chunks keep statements cheap to parse.
 _IDS_PER_STATEMENT = 500
 # Equal conversations are told apart by their session; so many are looked at.
-_MATCHES_MAX = 400
+_MATCHES_MAX = 50
+PREFIXES_PER_QUERY = 32
 
 # Made once: building a statement takes longer than running it.
 _INSERT = insert(tables.turns)
+_KNOWN = select(
+    *(
+        select(tables.turns.c.id)
+        .where(
+            tables.turns.c.tenant_id == bindparam("tenant"),
+            tables.turns.c.prefix_hash == bindparam(f"prefix_{index}"),
+        )
+        .exists()
+        .label(f"known_{index}")
+        for index in range(PREFIXES_PER_QUERY)
+    )
+)
 
 
 class Turns:
@@ -86,23 +99,37 @@ class Turns:
         query = select(table.c.id).where(table.c.id == turn_id, table.c.tenant_id == tenant_id)
         return (await self._connection.execute(query)).first() is not None
 
-    async def find_prefix(
-        self, tenant_id: TenantId, hashes: Sequence[bytes]
-    ) -> list[tuple[bytes, TurnId, SessionId | None]]:
-        """Turns whose whole conversation has one of these hashes, and the session that they are
-        the end of, if any: newest first."""
+    async def longest_known(self, tenant_id: TenantId, hashes: Sequence[bytes]) -> int | None:
+        """The index of the first of these hashes that is some turn's conversation; None: none is.
+
+        One look at the index per hash, however many turns share one.
+        """
+        assert len(hashes) <= PREFIXES_PER_QUERY, "more hashes than one statement takes"
+        # Filled up, so that one statement serves any number.
+        asked = [*hashes, *[hashes[-1]] * (PREFIXES_PER_QUERY - len(hashes))]
+        parameters = {f"prefix_{index}": digest for index, digest in enumerate(asked)}
+        row = (await self._connection.execute(_KNOWN, {"tenant": tenant_id, **parameters})).one()
+        return next((index for index in range(len(hashes)) if row[index]), None)
+
+    async def with_prefix(
+        self, tenant_id: TenantId, digest: bytes
+    ) -> list[tuple[TurnId, SessionId | None]]:
+        """The newest turns whose whole conversation has this hash, and the session that each is
+        the end of, if any."""
         table, session = tables.turns, tables.sessions
-        rows = await self._connection.execute(
-            select(table.c.prefix_hash, table.c.id, session.c.id.label("session_id"))
-            .outerjoin(session, session.c.head_turn_id == table.c.id)
-            .where(table.c.tenant_id == tenant_id, table.c.prefix_hash.in_(hashes))
+        newest = (
+            select(table.c.id)
+            .where(table.c.tenant_id == tenant_id, table.c.prefix_hash == digest)
             .order_by(table.c.id.desc())
             .limit(_MATCHES_MAX)
+            .subquery()
         )
-        return [
-            (bytes(row.prefix_hash), TurnId(row.id), row.session_id and SessionId(row.session_id))
-            for row in rows
-        ]
+        rows = await self._connection.execute(
+            select(newest.c.id, session.c.id.label("session_id"))
+            .outerjoin(session, session.c.head_turn_id == newest.c.id)
+            .order_by(newest.c.id.desc())
+        )
+        return [(TurnId(row.id), row.session_id and SessionId(row.session_id)) for row in rows]
 
     async def numbered(self, tenant_id: TenantId, head: TurnId, number: int) -> Turn | None:
         """The turn `number` (from 1) on the way to `head`."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from agentmem.catalog.ids import is_id, new_id, now_us
 from agentmem.catalog.records import Lease, Session, Turn
+from agentmem.catalog.turns import PREFIXES_PER_QUERY
 from agentmem.core import SessionId, TenantId, TurnId
 from agentmem.errors import NotFound
 from agentmem.sessions.context import Context
@@ -38,8 +39,6 @@ from agentmem.sessions.requests import (
 )
 from agentmem.sessions.retention import CLASSES
 
-# Hashes per question; a conversation that only grew is found by the first one.
-_HASHES_PER_QUERY = 200
 # Ends of conversations that are remembered here, about 200 bytes each.
 _ENDS_MAX = 10_000
 
@@ -184,28 +183,29 @@ class Bases:
             index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"
         ]
         while counts:
-            asked = counts[-_HASHES_PER_QUERY:]
-            del counts[-_HASHES_PER_QUERY:]
-            quick = self._ends.get((tenant_id, hashes[asked[-1] - 1]))
-            by_hash = {hashes[count - 1]: count for count in asked}
+            asked = counts[-PREFIXES_PER_QUERY:][::-1]  # the longest first
+            del counts[-PREFIXES_PER_QUERY:]
+            quick = self._ends.get((tenant_id, hashes[asked[0] - 1]))
             async with self._context.catalog.reading() as tx:
                 if quick is not None:
                     session = await tx.sessions.with_head(tenant_id, quick[0])
                     if session is not None and not self._busy(session.id):
-                        return asked[-1], quick[0], session
-                rows = await tx.turns.find_prefix(tenant_id, list(by_hash))
-                if not rows:
+                        return asked[0], quick[0], session
+                place = await tx.turns.longest_known(
+                    tenant_id, [hashes[count - 1] for count in asked]
+                )
+                if place is None:
                     continue
-                longest = max(by_hash[row[0]] for row in rows)
-                ends = [row for row in rows if by_hash[row[0]] == longest]
+                count = asked[place]
+                ends = await tx.turns.with_prefix(tenant_id, hashes[count - 1])
                 # One that ends a session which nobody extends just now, else the newest.
-                free = [row for row in ends if row[2] is not None and not self._busy(row[2])]
-                _, turn_id, session_id = (free or ends)[0]
+                free = [end for end in ends if end[1] is not None and not self._busy(end[1])]
+                turn_id, session_id = (free or ends)[0]
                 if session_id is not None:
-                    return longest, turn_id, await tx.sessions.get(tenant_id, session_id)
+                    return count, turn_id, await tx.sessions.get(tenant_id, session_id)
                 origin = await tx.sessions.of_turn(tenant_id, turn_id)
                 if origin is not None:
-                    return longest, turn_id, origin
+                    return count, turn_id, origin
         return None
 
     async def _from_context(

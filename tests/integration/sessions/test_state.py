@@ -60,6 +60,28 @@ async def test_a_restarted_gateway_finds_it_in_the_catalog(world: World) -> None
     assert (second.session_id, second.keep) == (first.session_id, first.log_tokens)
 
 
+async def test_many_conversations_that_begin_alike(world: World) -> None:
+    """However many newer turns share the beginning, the longest one is found."""
+    for number in range(3):
+        await world.say(f"message {number}")
+    for _ in range(60):
+        await world.turn(world.history[:1], max_tokens=40)
+    world.service._turns.bases._ends.clear()
+    fourth = await world.say("message 3")
+    assert fourth.number == 4
+
+
+async def test_a_long_history_whose_end_is_not_known(world: World) -> None:
+    first = await world.say("the beginning")
+    strange = [
+        {"role": role, "content": f"never said {number}"}
+        for number in range(40)
+        for role in ("user", "assistant")
+    ]
+    turn = await world.turn([*world.history, *strange, {"role": "user", "content": "go on"}])
+    assert (turn.parent_turn_id, turn.keep) == (first.id, first.log_tokens)
+
+
 async def test_ids_that_do_not_tokenize_to_themselves(world: World) -> None:
     chat = world.worker._chat
     letters = [chat.encode_now(letter)[0] for letter in "the pages of the book"]

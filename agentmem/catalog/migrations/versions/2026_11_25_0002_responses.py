@@ -17,7 +17,7 @@ depends_on = None
 
 _NEW_TABLES = ("contexts", "retries", "usage_events", "items", "responses")
 _NEW_INDEXES = (
-    ("ix_turns_tenant_id_prefix_hash", "turns", ["tenant_id", "prefix_hash"]),
+    ("ix_turns_tenant_id_prefix_hash", "turns", ["tenant_id", "prefix_hash", "id"]),
     ("ix_sessions_expires_at", "sessions", ["expires_at"]),
     ("ix_sessions_state_updated_at", "sessions", ["state", "updated_at"]),
 )
