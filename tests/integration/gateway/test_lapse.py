@@ -113,7 +113,8 @@ class TestIdle:
                 return bool((await client.get(session))["state"] == "hibernated")
 
             await until_async(hibernated)
-            assert session not in quick.engine.sessions
+            # The state is written first: the engine hears of it a moment later.
+            await until(lambda: session not in quick.engine.sessions)
             after = await client.get(session)
             assert after == {**before, "state": "hibernated"}
             claims = set(quick.pages.claims[session])
@@ -256,7 +257,8 @@ class TestUnnamed:
                 return bool((await client.get(session))["state"] == "hibernated")
 
             await until_async(hibernated)
-            assert session not in quick.engine.sessions
+            # The state is written first: the engine hears of it a moment later.
+            await until(lambda: session not in quick.engine.sessions)
             [(generation,)] = await execute(  # type: ignore[misc]
                 quick, "SELECT generation FROM leases WHERE session_id = :id", id=session
             )
