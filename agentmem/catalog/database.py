@@ -30,6 +30,7 @@ from agentmem.catalog.leases import Leases
 from agentmem.catalog.responses import Responses
 from agentmem.catalog.retries import Retries
 from agentmem.catalog.sessions import Sessions
+from agentmem.catalog.sqlite import SqliteConnection
 from agentmem.catalog.tenants import Tenants
 from agentmem.catalog.turns import Turns
 from agentmem.catalog.unclaims import Unclaims
@@ -170,6 +171,9 @@ async def migrate(url: str) -> str:
                 await connection.execute(
                     text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK}
                 )
+            else:
+                # The transaction, hence SQLite's lock, begins with its first statement.
+                await connection.execute(text("SELECT 1"))
             return await connection.run_sync(_upgrade)
     finally:
         await engine.dispose()
@@ -203,8 +207,10 @@ def _shown(url: str) -> str:
 
 
 def _create_engine(url: str, *, synchronous: str, pool_size: int = 8) -> AsyncEngine:
+    sqlite = url.startswith("sqlite")
     engine = create_async_engine(
         url,
+        connect_args={"async_creator_fn": SqliteConnection.open} if sqlite else {},
         pool_size=pool_size,
         max_overflow=0,
         # The connection used last has the pages of the last transaction in its cache.
@@ -213,7 +219,7 @@ def _create_engine(url: str, *, synchronous: str, pool_size: int = 8) -> AsyncEn
         # Errors are logged, and parameters are content.
         hide_parameters=True,
         # Every transaction here ends by itself; another rollback would only cost time.
-        pool_reset_on_return=None if url.startswith("sqlite") else "rollback",
+        pool_reset_on_return=None if sqlite else "rollback",
     )
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine, synchronous)
@@ -225,7 +231,6 @@ def _prepare_sqlite(engine: AsyncEngine, synchronous: str) -> None:
     def _connect(connection: Any, _record: Any) -> None:
         # We begin transactions ourselves: the driver would begin them late and deferred, and a
         # deferred one that turns into a writer fails with "database is locked" without waiting.
-        connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode=WAL")
