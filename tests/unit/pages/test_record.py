@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
-
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from agentmem.pages.record import (
     ALIGN_BYTES,
     HEADER_BYTES,
     RecordHeader,
+    Seal,
     check_header,
     decode_header,
     encode_header,
@@ -84,8 +84,8 @@ def test_a_page_under_another_key_is_refused() -> None:
     ("offset", "value", "reason"),
     [
         (0, b"NOTAPAGE", "magic"),
-        (8, b"\x02\x00", "version 2"),
-        (10, b"\x01\x00", "flags 0x1"),
+        (8, b"\x01\x00", "version 1"),
+        (10, b"\x02\x00", "flags 0x2"),
         (16, (0).to_bytes(8, "little"), "impossible payload length 0"),
         (16, (1 << 40).to_bytes(8, "little"), "impossible payload length"),
     ],
@@ -93,7 +93,7 @@ def test_a_page_under_another_key_is_refused() -> None:
 def test_a_sound_header_of_another_kind_is_refused(offset: int, value: bytes, reason: str) -> None:
     block = bytearray(encode_header(RecordHeader(KEY, 5000, 1, bytes(16))))
     block[offset : offset + len(value)] = value
-    block[-4:] = zlib.crc32(block[:-4]).to_bytes(4, "little")
+    block[-8:] = xxhash.xxh3_64_digest(bytes(block[:-8]))
     with pytest.raises(PageCorrupt, match=reason):
         decode_header(block)
 
@@ -104,6 +104,7 @@ def test_a_sound_header_of_another_kind_is_refused(offset: int, value: bytes, re
         RecordHeader(PageKey(b"short"), 1, 1, bytes(16)),
         RecordHeader(KEY, 1, 1, b"short"),
         RecordHeader(KEY, 0, 1, bytes(16)),
+        RecordHeader(KEY, 1, 1, bytes(16), Seal(bytes(16), bytes(11), bytes(16))),
     ],
 )
 def test_an_impossible_header_is_not_encoded(header: RecordHeader) -> None:
