@@ -149,6 +149,30 @@ def bench_gateway(
     write(run_gateway_bench(rounds=rounds, memory_requests=memory_requests), json)
 
 
+@bench.command(name="store")
+def bench_store(
+    *,
+    json: Path | None = None,
+    rows: str = "",
+    rounds: int = 5,
+    page_bytes: str = "both",
+    dir: Path | None = None,  # noqa: A002 - the name of the option
+) -> None:
+    """Measure every tier against memcpy and the raw disk. --json writes a report.
+
+    --rows takes names separated by commas; --page-bytes 1474560, 8388608 or both; --dir the
+    directory, and so the disk, that is measured. --rows index_1m takes minutes and 12 GB.
+    """
+    from agentmem.bench.report import write
+    from agentmem.bench.store import run_store_bench
+
+    wanted = tuple(name.strip() for name in rows.split(",") if name.strip())
+    result = run_store_bench(
+        rows=wanted, rounds=rounds, page_bytes=page_bytes, directory=dir, say=print
+    )
+    write(result, json)
+
+
 def _path(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
 
