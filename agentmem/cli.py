@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -169,6 +169,30 @@ def bench_store(
     wanted = tuple(name.strip() for name in rows.split(",") if name.strip())
     result = run_store_bench(
         rows=wanted, rounds=rounds, page_bytes=page_bytes, directory=dir, say=print
+    )
+    write(result, json)
+
+
+@bench.command(name="resume")
+def bench_resume(
+    *,
+    json: Path | None = None,
+    rounds: int = 5,
+    tokens: int = 7000,
+    model: Model = None,
+    load: Literal["always", "never", "auto"] = "auto",
+    dir: Path | None = None,  # noqa: A002 - the name of the option
+) -> None:
+    """Measure the first token of a session that comes back after a restart of everything.
+
+    Against SGLang's own file backend, in turns, on a real engine. --load always loads all that is
+    stored, never recomputes, auto does what the product does. --json writes a report.
+    """
+    from agentmem.bench.report import write
+    from agentmem.bench.resume import run_resume_bench
+
+    result = run_resume_bench(
+        rounds=rounds, tokens=tokens, model=_path(model) or "", load=load, directory=dir, say=print
     )
     write(result, json)
 

@@ -43,7 +43,8 @@ class Row:
     that what is compared may be; the least, where `more` of it is better. Compared is `ratio`
     (`value` against `limit`, the median over rounds) where there is one, `value` otherwise.
     `bytes`, `threads` and `block_bytes` say what moved, per round, and how; 0: does not apply.
-    A row that could not be measured has no value and says `why`.
+    A row that could not be measured has no value and says `why`. `cached_tokens`: of a prompt, by
+    where they came from.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Row:
     page_bytes: int = 0
     rounds: int = 0
     why: str = ""
+    cached_tokens: dict[str, int] | None = None
 
     @property
     def met(self) -> bool:

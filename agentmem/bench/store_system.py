@@ -134,11 +134,15 @@ class Node:
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def remove(self) -> None:
-        """Deletes the directory and the shared memory of an agent that has ended."""
+    def forget_shared_memory(self) -> None:
+        """What a restart of the host takes."""
         node_id = self.settings.node_dir / "id"
         if node_id.exists():
             shutil.rmtree(SHARED_MEMORY / f"agentmem-{node_id.read_text()}", ignore_errors=True)
+
+    def remove(self) -> None:
+        """Deletes the directory and the shared memory of an agent that has ended."""
+        self.forget_shared_memory()
         shutil.rmtree(self.settings.data_dir, ignore_errors=True)
 
 
