@@ -54,17 +54,23 @@ def additional_data(header: RecordHeader) -> bytes:
     return _AAD.pack(header.key, header.payload_bytes, header.sequence)
 
 
-def seal_record(record: bytes | bytearray | memoryview, data_key: DataKey) -> bytes:
-    """The sealed record of a plain one, under a fresh random nonce.
+def fresh_nonce() -> bytes:
+    """96 random bits. NIST SP 800-38D (8.3) allows 2^32 of these under one key."""
+    return os.urandom(NONCE_BYTES)
 
-    96 random bits per page and key: NIST SP 800-38D allows 2^32 of them under one key.
+
+def seal_record(
+    record: bytes | bytearray | memoryview, data_key: DataKey, *, nonce: bytes | None = None
+) -> bytes:
+    """The sealed record of a plain one; `nonce` is never used twice under a key: leave it out.
+
     Raises PageCorrupt for a record that does not check, ValueError for one that is sealed.
     """
     check_data_key(data_key)
     header = verify_record(record)
     if header.seal is not None:
         raise ValueError("the record is sealed already")
-    nonce = os.urandom(NONCE_BYTES)
+    nonce = fresh_nonce() if nonce is None else nonce
     payload = memoryview(record)[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
     sealed = AESGCM(data_key.secret).encrypt(nonce, payload, additional_data(header))
     ciphertext = memoryview(sealed)[:-TAG_BYTES]

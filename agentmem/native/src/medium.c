@@ -1,0 +1,124 @@
+/* Large writes to a file, and what is done to whole ranges of memory. */
+#define _GNU_SOURCE
+#include "datapath.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+#define IOVECS_MAX 512
+
+struct write_job { /* consecutive sources that go to one place of the file */
+    uint64_t offset;
+    uint64_t first;
+    uint64_t count;
+};
+
+struct writing {
+    int fd;
+    int failed; /* errno of the first failure */
+    struct iovec *sources;
+};
+
+static uint8_t write_one(struct batch *batch, size_t index) {
+    const struct write_job *job = (const struct write_job *)batch->jobs + index;
+    struct writing *writing = (struct writing *)(uintptr_t)batch->part_addresses[index];
+    struct iovec *sources = writing->sources + job->first;
+    uint64_t count = job->count, offset = job->offset;
+    while (count > 0 && !__atomic_load_n(&writing->failed, __ATOMIC_RELAXED)) {
+        ssize_t written = pwritev(writing->fd, sources, (int)count, (off_t)offset);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written < 0 && errno == EINVAL && (fcntl(writing->fd, F_GETFL) & O_DIRECT)) {
+            fcntl(writing->fd, F_SETFL, fcntl(writing->fd, F_GETFL) & ~O_DIRECT);
+            continue;
+        }
+        if (written <= 0) {
+            __atomic_store_n(&writing->failed, written < 0 ? errno : ENOSPC, __ATOMIC_RELAXED);
+            return UNREADABLE;
+        }
+        offset += (uint64_t)written;
+        while (count > 0 && (size_t)written >= sources->iov_len)
+            written -= (ssize_t)sources->iov_len, sources++, count--;
+        if (count > 0) {
+            sources->iov_base = (uint8_t *)sources->iov_base + written;
+            sources->iov_len -= (size_t)written;
+        }
+    }
+    return MOVED;
+}
+
+/* Writes `count` memory ranges, one after the other, at `offset`: some large writes in flight at
+ * once, in the order in which they lie. 0 or a negative errno; nothing is synced. */
+int agm_write(int fd, const uint64_t *addresses, const uint64_t *sizes, size_t count,
+              uint64_t offset, int threads) {
+    size_t pieces = 0, jobs_count = 0;
+    for (size_t i = 0; i < count; i++)
+        pieces += (sizes[i] + IO_BYTES - 1) / IO_BYTES;
+    if (pieces == 0)
+        return 0;
+    struct writing writing = {.fd = fd, .sources = malloc(pieces * sizeof(struct iovec))};
+    struct write_job *jobs = malloc(pieces * sizeof *jobs);
+    uint64_t *owners = malloc(pieces * sizeof *owners), *unused = calloc(pieces, sizeof *unused);
+    uint8_t *outcomes = malloc(pieces);
+    if (!writing.sources || !jobs || !owners || !unused || !outcomes)
+        abort();
+    size_t piece = 0;
+    uint64_t filled = IO_BYTES;
+    for (size_t i = 0; i < count; i++)
+        for (uint64_t at = 0; at < sizes[i]; at += IO_BYTES) {
+            uint64_t size = sizes[i] - at < IO_BYTES ? sizes[i] - at : IO_BYTES;
+            if (filled + size > IO_BYTES || jobs[jobs_count - 1].count == IOVECS_MAX) {
+                owners[jobs_count] = (uint64_t)(uintptr_t)&writing;
+                jobs[jobs_count++] = (struct write_job){offset, piece, 0};
+                filled = 0;
+            }
+            writing.sources[piece++] =
+                (struct iovec){(uint8_t *)(uintptr_t)addresses[i] + at, size};
+            jobs[jobs_count - 1].count++;
+            filled += size;
+            offset += size;
+        }
+    struct batch plan = {.jobs = jobs, .part_addresses = owners, .part_sizes = unused,
+                         .parts_per_page = 1, .deadline_ns = INT64_MAX, .run = write_one,
+                         .count = jobs_count};
+    int busy = batch_run(&plan, sizeof *jobs, 0, threads, outcomes);
+    free(writing.sources), free(jobs), free(owners), free(unused), free(outcomes);
+    return busy ? busy : -writing.failed;
+}
+
+/* ---- plain copies: what the benches measure memcpy with */
+
+struct copy_job {
+    uint64_t target, source, size;
+};
+
+static uint8_t copy_one(struct batch *batch, size_t index) {
+    const struct copy_job *job = (const struct copy_job *)batch->jobs + index;
+    memcpy((void *)(uintptr_t)job->target, (const void *)(uintptr_t)job->source, job->size);
+    return MOVED;
+}
+
+int agm_copy(const struct copy_job *jobs, size_t count, int threads, uint8_t *outcomes) {
+    struct batch plan = {.jobs = jobs, .deadline_ns = INT64_MAX, .run = copy_one, .count = count};
+    return batch_run(&plan, sizeof *jobs, 0, threads, outcomes);
+}
+
+void agm_zero(uint64_t address, size_t size) { memset((void *)(uintptr_t)address, 0, size); }
+
+/* Makes the pages of a mapping present and writable, huge ones where the system allows them.
+ * 0 or a negative errno. */
+int agm_populate(uint64_t address, size_t size) {
+    void *start = (void *)(uintptr_t)address;
+    madvise(start, size, MADV_HUGEPAGE); /* refused for shared memory on most systems */
+    return madvise(start, size, MADV_POPULATE_WRITE) == 0 ? 0 : -errno;
+}
