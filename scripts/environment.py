@@ -34,7 +34,8 @@ SELF_CHECK = (
 
 def main_environment() -> Environment:
     """`.venv`, with everything that agentmem needs."""
-    own = (ROOT / "pyproject.toml", Path(__file__).resolve())
+    native = sorted((ROOT / "agentmem" / "native" / "src").iterdir())
+    own = (ROOT / "pyproject.toml", ROOT / "hatch_build.py", Path(__file__).resolve(), *native)
     return Environment(ROOT / ".venv", (TORCH, *PINNED, *own))
 
 

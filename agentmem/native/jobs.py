@@ -89,13 +89,14 @@ class PageBuffers:
 
     @classmethod
     def of_views(cls, pages: Sequence[Sequence[memoryview]]) -> PageBuffers:
-        """A list of contiguous views for each page; every page has as many. Raises ValueError."""
-        per_page = len(pages[0]) if pages else 0
-        if any(len(views) != per_page for views in pages):
-            raise ValueError("every page must have as many buffers as the others")
-        flat = [view for views in pages for view in views]
-        addresses = array("Q", [address_of(view) for view in flat])
-        return cls(addresses, array("Q", [view.nbytes for view in flat]), per_page, flat)
+        """A list of contiguous views for each page."""
+        per_page = max(map(len, pages), default=0)
+        addresses, sizes = array("Q"), array("Q")
+        for views in pages:
+            unused = [0] * (per_page - len(views))
+            addresses.extend([*map(address_of, views), *unused])
+            sizes.extend([*(view.nbytes for view in views), *unused])
+        return cls(addresses, sizes, per_page, pages)
 
     def __len__(self) -> int:
         return len(self.addresses) // self.per_page if self.per_page else 0
@@ -117,7 +118,7 @@ class PageBuffers:
         """The ranges of one page as writable views, valid while the owner lives."""
         first = page * self.per_page
         places = range(first, first + self.per_page)
-        return [view_of(self.addresses[at], self.sizes[at]) for at in places]
+        return [view_of(self.addresses[at], self.sizes[at]) for at in places if self.sizes[at]]
 
 
 class _PyBuffer(ctypes.Structure):

@@ -67,6 +67,7 @@ class Library:
             function.restype = _INT
         dll.agm_zero.argtypes = (_U64, _SIZE)
         dll.agm_zero.restype = None
+        dll.agm_set_read.restype = None
         self.store: Callable[..., int] = dll.agm_store
         self.load: Callable[..., int] = dll.agm_load
         self.seal: Callable[..., int] = dll.agm_seal
@@ -74,6 +75,7 @@ class Library:
         self.copy: Callable[..., int] = dll.agm_copy
         self.populate: Callable[[int, int], int] = dll.agm_populate
         self.zero: Callable[[int, int], None] = dll.agm_zero
+        self.set_read: Callable[[object], None] = dll.agm_set_read
 
 
 @cache

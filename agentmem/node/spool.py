@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from agentmem.core import PageKey
 from agentmem.errors import PageCorrupt
+from agentmem.native.datapath import populate
+from agentmem.native.jobs import address_of
 from agentmem.pages.slab import (
     SLAB_HEADER_BYTES,
     SlabHeader,
@@ -35,6 +37,7 @@ class OwnSlab:
     name: str
     header: SlabHeader
     view: memoryview
+    address: int
     identity: tuple[int, int]
     free: deque[int] = field(default_factory=deque)
     taken: set[int] = field(default_factory=set)
@@ -52,21 +55,36 @@ class Slot(NamedTuple):
         """Offset of its record in the slab."""
         return slot_offset(self.slab.header.slot_bytes, self.number)
 
+    @property
+    def address(self) -> int:
+        """Address of its record in this process."""
+        return self.slab.address + self.offset
 
-def map_slab(path: Path) -> tuple[SlabHeader, memoryview, tuple[int, int]]:
-    """Maps a slab: header, bytes, and (device, inode). Raises OSError or PageCorrupt."""
+
+class MappedSlab(NamedTuple):
+    """A slab in this process's memory. `identity` is (device, inode) of its file."""
+
+    header: SlabHeader
+    view: memoryview
+    address: int
+    identity: tuple[int, int]
+
+
+def map_slab(path: Path) -> MappedSlab:
+    """Maps a slab, with all its pages present. Raises OSError or PageCorrupt."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         header = decode_slab_header(os.pread(fd, SLAB_HEADER_BYTES, 0))
         if status.st_size != header.file_bytes:
             raise PageCorrupt(f"{path.name} has another length than its header says")
-        # Populated now, so that the data path meets no page fault.
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        mapped = memoryview(mmap.mmap(fd, status.st_size, flags=flags))
+        view = memoryview(mmap.mmap(fd, status.st_size, flags=mmap.MAP_SHARED))
     finally:
         os.close(fd)
-    return header, mapped, (status.st_dev, status.st_ino)
+    address = address_of(view)
+    # Now and without the interpreter lock, so that the data path meets no page fault.
+    populate(address, view.nbytes)
+    return MappedSlab(header, view, address, (status.st_dev, status.st_ino))
 
 
 class Spool:
@@ -81,9 +99,9 @@ class Spool:
 
     def add(self, path: Path) -> None:
         """Takes a granted slab into use. Raises OSError or PageCorrupt."""
-        header, view, identity = map_slab(path)
+        mapped = map_slab(path)
         with self._changed:
-            self._slabs[path.name] = OwnSlab(path.name, header, view, identity)
+            self._slabs[path.name] = OwnSlab(path.name, *mapped)
             self._rescan()
             self._changed.notify_all()
 
@@ -96,11 +114,13 @@ class Spool:
                 del self._unacknowledged[key]
             return len(lost)
 
-    def view_of(self, name: str, identity: tuple[int, int]) -> memoryview | None:
-        """The bytes of one of our own slabs, None when the file is none of them."""
+    def mapped(self, name: str, identity: tuple[int, int]) -> MappedSlab | None:
+        """One of our own slabs, None when the file is none of them."""
         with self._changed:
             slab = self._slabs.get(name)
-            return slab.view if slab is not None and slab.identity == identity else None
+            if slab is None or slab.identity != identity:
+                return None
+            return MappedSlab(slab.header, slab.view, slab.address, slab.identity)
 
     def let_go(self, name: str, deadline: float) -> bool:
         """Gives out no slot of this slab any more, and waits for the writes under way to end.

@@ -12,25 +12,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 from agentmem.core import PAGE_HASH_BYTES, Fingerprint, PageHash, PageKey, Tier
 from agentmem.errors import AgentmemError, NodeUnavailable
+from agentmem.native.datapath import load_batch, open_direct, store_batch
+from agentmem.native.jobs import LoadJob, Outcome, PageBuffers, StoreJob
 from agentmem.node.client import Located, NodeClient
-from agentmem.node.datapath import LoadJob, Outcome, StoreJob, load_batch, store_batch
 from agentmem.node.feeder import Feeder
-from agentmem.node.spool import Spool, map_slab
+from agentmem.node.spool import MappedSlab, Spool, map_slab
 from agentmem.pages.keys import keys_of_hashes
 from agentmem.pages.record import record_bytes
 from agentmem.pages.slab import SLAB_HEADER_BYTES
 
 logger = logging.getLogger(__name__)
 
-Buffers = Sequence[Sequence[memoryview]]
+Buffers = PageBuffers | Sequence[Sequence[memoryview]]
 
-_THREADS = 4
 _MISSING_SECONDS = 0.25
 _ANNOUNCE_SECONDS = 0.25
 _LOCATE_SECONDS = 1.0
@@ -66,9 +65,7 @@ class PageTransfer:
         self._counters: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._closed = False
-        self._threads = min(_THREADS, os.cpu_count() or 1)
-        self._executor = ThreadPoolExecutor(self._threads, "agentmem-transfer")
-        self._maps: dict[str, tuple[tuple[int, int], memoryview]] = {}
+        self._maps: dict[str, MappedSlab] = {}
         self._mapping = threading.Lock()
         self._spool = Spool()
 
@@ -110,7 +107,7 @@ class PageTransfer:
         """
         results = [False] * len(hashes)
         try:
-            self._store(self._keys(hashes), buffers, results)
+            self._store(self._keys(hashes), _page_buffers(buffers), results)
         except Exception:  # plugin edge: an exception would end SGLang's storage thread for good
             logger.exception("store failed: %d pages", len(hashes))
             self._count("store_failed")
@@ -124,7 +121,7 @@ class PageTransfer:
         """
         results = [False] * len(hashes)
         try:
-            self._load(self._keys(hashes), buffers, results)
+            self._load(self._keys(hashes), _page_buffers(buffers), results)
         except NodeUnavailable as error:
             self._feeder.note_silence(error)
         except Exception:  # plugin edge: an exception would end SGLang's storage thread for good
@@ -154,7 +151,6 @@ class PageTransfer:
         self._feeder.stop()
         for client in (self._reader, self._writer):
             client.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _keys(self, hashes: Sequence[PageHash]) -> list[PageKey]:
         if any(len(page_hash) != PAGE_HASH_BYTES for page_hash in hashes):
@@ -174,13 +170,15 @@ class PageTransfer:
         self._count("found_pages", found)
         return found
 
-    def _store(self, keys: list[PageKey], buffers: Buffers, results: list[bool]) -> None:
+    def _store(self, keys: list[PageKey], buffers: PageBuffers, results: list[bool]) -> None:
         deadline = time.monotonic() + self._store_seconds
         if self._closed or not keys:
             return
+        if len(keys) != len(buffers):
+            raise ValueError(f"{len(keys)} pages, but buffers for {len(buffers)}")
         pages: dict[PageKey, int] = {}  # a key given twice is stored once
-        for index, (key, parts) in enumerate(zip(keys, buffers, strict=True)):
-            if sum(part.nbytes for part in parts) == self._page_bytes:
+        for index, key in enumerate(keys):
+            if buffers.page_bytes(index) == self._page_bytes:
                 pages.setdefault(key, index)
             else:
                 self._count("store_wrong_size_pages")
@@ -196,11 +194,9 @@ class PageTransfer:
             if not slots:
                 break
             batch, wanted = wanted[: len(slots)], wanted[len(slots) :]
-            jobs = [
-                StoreJob(slot.slab.view, slot.offset, key, _flat(buffers[pages[key]]))
-                for slot, key in zip(slots, batch, strict=True)
-            ]
-            outcomes = store_batch(jobs, self._executor, self._threads, deadline)
+            jobs = [StoreJob(slot.address, key) for slot, key in zip(slots, batch, strict=True)]
+            sources = buffers.select([pages[key] for key in batch])
+            outcomes = store_batch(jobs, sources, deadline=deadline)
             done = [i for i, outcome in enumerate(outcomes) if outcome is Outcome.MOVED]
             late = [slots[i] for i, outcome in enumerate(outcomes) if outcome is not Outcome.MOVED]
             self._spool.put_back(late)
@@ -238,7 +234,7 @@ class PageTransfer:
             self._feeder.note_silence(error)
             return set()
 
-    def _load(self, keys: list[PageKey], buffers: Buffers, results: list[bool]) -> None:
+    def _load(self, keys: list[PageKey], buffers: PageBuffers, results: list[bool]) -> None:
         deadline = time.monotonic() + self._load_seconds
         if self._closed or self._feeder.silent or not keys:
             return
@@ -263,40 +259,44 @@ class PageTransfer:
             self._release(located.hold_id, loaded, corrupt)
 
     def _read(
-        self, keys: list[PageKey], buffers: Buffers, located: Located, deadline: float
+        self, keys: list[PageKey], buffers: PageBuffers, located: Located, deadline: float
     ) -> list[Outcome]:
         with ExitStack() as opened:
             fds: dict[str, int] = {}
-            views: dict[str, memoryview] = {}
+            slabs: dict[str, MappedSlab] = {}
             jobs: list[LoadJob] = []
-            for key, parts, page in zip(keys, buffers, located.pages, strict=False):
-                if sum(part.nbytes for part in parts) != page.payload_bytes:
+            for index, (key, page) in enumerate(zip(keys, located.pages, strict=False)):
+                if buffers.page_bytes(index) != page.payload_bytes:
                     self._count("load_wrong_size_pages")
                     break
-                if page.tier is Tier.DRAM and page.path not in views:
-                    views[page.path] = self._slab(page.path)
-                elif page.tier is not Tier.DRAM and page.path not in fds:
+                job = LoadJob(key, page.payload_bytes)
+                if page.tier is Tier.DRAM:
+                    slab = slabs.get(page.path) or slabs.setdefault(
+                        page.path, self._slab(page.path)
+                    )
+                    record, room = slab.address + page.offset, slab.view.nbytes - page.offset
+                    jobs.append(job._replace(record=record, capacity=max(0, room)))
+                    continue
+                if page.path not in fds:
                     # By path each time: a pack may be gone or another file by the next batch.
-                    fds[page.path] = fd = os.open(page.path, os.O_RDONLY | os.O_CLOEXEC)
+                    fds[page.path] = fd = open_direct(page.path)
                     opened.callback(os.close, fd)
-                view, fd = views.get(page.path), fds.get(page.path, -1)
-                jobs.append(LoadJob(view, fd, page.offset, key, page.payload_bytes, _flat(parts)))
-            return load_batch(jobs, self._executor, self._threads, deadline)
+                jobs.append(job._replace(fd=fds[page.path], offset=page.offset))
+            wanted = buffers.select(range(len(jobs)))
+            return load_batch(jobs, wanted, deadline=deadline)
 
-    def _slab(self, path: str) -> memoryview:
-        """A slab's bytes, mapped once as long as the file is the same. Raises OSError."""
+    def _slab(self, path: str) -> MappedSlab:
+        """A slab, mapped once as long as the file is the same. Raises OSError."""
         status = Path(path).stat()
         identity = (status.st_dev, status.st_ino)
-        own = self._spool.view_of(Path(path).name, identity)
+        own = self._spool.mapped(Path(path).name, identity)
         if own is not None:
             return own
         with self._mapping:
             known = self._maps.get(path)
-            if known is not None and known[0] == identity:
-                return known[1]
-            _, view, identity = map_slab(Path(path))
-            self._maps[path] = (identity, view)
-            return view
+            if known is None or known.identity != identity:
+                known = self._maps[path] = map_slab(Path(path))
+            return known
 
     def _forget_unlinked(self) -> None:
         """Unmaps slabs whose file is gone: their memory is given back with the last mapping."""
@@ -316,5 +316,7 @@ class PageTransfer:
             self._count("release_failed")
 
 
-def _flat(parts: Sequence[memoryview]) -> list[memoryview]:
-    return [part if part.format == "B" and part.ndim == 1 else part.cast("B") for part in parts]
+def _page_buffers(buffers: Buffers) -> PageBuffers:
+    if isinstance(buffers, PageBuffers):
+        return buffers
+    return PageBuffers.of_views(buffers)

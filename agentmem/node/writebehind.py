@@ -15,9 +15,10 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from agentmem.core import PageKey
-from agentmem.errors import PageCorrupt, StoreRefused
+from agentmem.errors import StoreRefused
+from agentmem.native.datapath import load_batch
+from agentmem.native.jobs import LoadJob, Outcome
 from agentmem.node.durability import DurabilityWaiters
-from agentmem.pages.record import verify_record
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramCopy, DramTier
 from agentmem.store.packwriter import Record
@@ -218,11 +219,13 @@ class WriteBehind:
 
 def _find_corrupt(copies: Sequence[DramCopy]) -> list[DramCopy]:
     """Copies whose bytes fail their checks: these must not become durable."""
+    jobs = [
+        LoadJob(copy.key, copy.payload_bytes, record=copy.address, capacity=len(copy.record))
+        for copy in copies
+    ]
     corrupt = []
-    for copy in copies:
-        try:
-            verify_record(copy.record, copy.key)
-        except PageCorrupt as error:
-            logger.error("dram page is quarantined: %s", error)
+    for copy, outcome in zip(copies, load_batch(jobs), strict=True):
+        if outcome is not Outcome.MOVED:
+            logger.error("dram page %s is quarantined: its bytes do not check", copy.key.hex())
             corrupt.append(copy)
     return corrupt

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from agentmem.core import PageKey, Tier
 from agentmem.errors import PageCorrupt, StoreRefused
+from agentmem.native.datapath import zero
+from agentmem.native.jobs import address_of
 from agentmem.pages.record import HEADER_BYTES, RecordHeader, decode_header, record_bytes
 from agentmem.pages.slab import (
     AGENT_OWNER,
@@ -31,8 +33,6 @@ from agentmem.pages.slab import (
 from agentmem.store.base import Location, PageCopy, TierUsage
 
 logger = logging.getLogger(__name__)
-
-_ZEROS = bytes(1 << 20)
 
 
 class Acceptance(StrEnum):
@@ -52,6 +52,7 @@ class Slab:
     path: Path
     header: SlabHeader
     view: memoryview
+    address: int
     copies: dict[int, DramCopy] = field(default_factory=dict)
     writing: set[int] = field(default_factory=set)
 
@@ -72,6 +73,11 @@ class DramCopy(PageCopy):
     slab: Slab
     slot: int
     sequence: int
+
+    @property
+    def address(self) -> int:
+        """Address of the record in this process."""
+        return self.slab.address + self.slab.offset(self.slot)
 
     @property
     def record(self) -> memoryview:
@@ -321,10 +327,7 @@ class DramTier:
 
 def _scrub(slab: Slab, offset: int, size_bytes: int) -> None:
     """Frees a slot and zeros what lay in it: once its page is deleted nobody looks here again."""
-    end = offset + size_bytes
-    for at in range(offset + HEADER_BYTES, end, len(_ZEROS)):
-        size = min(len(_ZEROS), end - at)
-        slab.view[at : at + size] = _ZEROS[:size]
+    zero(slab.address + offset + HEADER_BYTES, size_bytes - HEADER_BYTES)
     free_slot(slab.view, offset)
 
 
@@ -356,4 +359,5 @@ def _map_slab(path: Path) -> Slab:
         mapped = mmap.mmap(fd, header.file_bytes)
     finally:
         os.close(fd)
-    return Slab(path.name, path, header, memoryview(mapped))
+    view = memoryview(mapped)
+    return Slab(path.name, path, header, view, address_of(view))

@@ -8,8 +8,10 @@ Blocking file operations; the disk tier runs them in threads.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import struct
 import zlib
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agentmem.errors import PageCorrupt
+from agentmem.native.datapath import write_ranges
+from agentmem.native.jobs import address_of
 from agentmem.pages.record import (
     ALIGN_BYTES,
     HEADER_BYTES,
@@ -35,7 +39,6 @@ PACK_BYTES = 64 << 20
 
 _FIELDS = struct.Struct("<8sH16sI")
 _CRC = struct.Struct("<I")
-_IOVEC_MAX = 1024
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 
@@ -96,28 +99,25 @@ def check_pack(fd: int, number: int) -> None:
 
 
 def write_records(fd: int, records: Sequence[memoryview], offset: int) -> int:
-    """Appends records at `offset` in few large writes and syncs them. Returns the new end.
+    """Appends records at `offset` in large writes and syncs them. Returns the new end.
 
-    Raises OSError; bytes may then lie beyond `offset`, which the caller must not count on.
+    Past the page cache where the records' memory is aligned: that of slabs is. Raises OSError;
+    bytes may then lie beyond `offset`, which the caller must not count on.
     """
-    pending = list(records)
-    while pending:
-        written = os.pwritev(fd, pending[:_IOVEC_MAX], offset)
-        if written == 0:
-            raise OSError(errno.ENOSPC, "the medium took no bytes")
-        offset += written
-        pending = _after(pending, written)
+    ranges = [(address_of(record), record.nbytes) for record in records]
+    _set_direct(fd, wanted=all(address % ALIGN_BYTES == 0 for address, _ in ranges))
+    write_ranges(fd, ranges, offset)
     os.fdatasync(fd)
-    return offset
+    return offset + sum(size for _, size in ranges)
 
 
-def _after(pending: list[memoryview], written: int) -> list[memoryview]:
-    """What is left to write of `pending` after the first `written` bytes."""
-    for at, part in enumerate(pending):
-        if written < len(part):
-            return [part[written:], *pending[at + 1 :]]
-        written -= len(part)
-    return []
+def _set_direct(fd: int, *, wanted: bool) -> None:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    changed = flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT
+    if changed != flags:
+        # A file system without O_DIRECT refuses the flag: the page cache it is, then.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETFL, changed)
 
 
 def read_record(path: str, offset: int, size_bytes: int) -> memoryview:

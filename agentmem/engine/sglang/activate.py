@@ -7,6 +7,7 @@ SGLang logs a plugin's exception and carries on without it, so a worker that sta
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from agentmem.engine.sglang.version import SGLANG_VERSION
 
 DEVICE_VARIABLE = "AGENTMEM_ENGINE_DEVICE"
 PROOF_VARIABLE = "AGENTMEM_ACTIVATION_DIR"
+SWITCH_INTERVAL_SECONDS = 0.0002
 
 _POOL_INIT = "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost.__init__"
 # Position of `pin_memory` among the arguments of HostKVCache.__init__, `self` included.
@@ -36,6 +38,9 @@ def activate() -> None:
         )
     from agentmem.engine.sglang import aborts, seeding
 
+    # A thread that comes back from a native call, or from the node agent's socket, waits this long
+    # for the interpreter lock while the scheduler's loop spins; Python's 5 ms are a batch of loads.
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     aborts.install()
     seeding.install(cpu=device == "cpu")
     if device == "cpu":

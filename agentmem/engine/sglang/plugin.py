@@ -10,7 +10,6 @@ Contract read from `sglang/srt/mem_cache/hicache_storage.py` of 0.5.20.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 
 from agentmem.core import Fingerprint, PageHash
 from agentmem.errors import ConfigurationInvalid
+from agentmem.native.jobs import PageBuffers
 from agentmem.node.transfer import PageTransfer
 
 logger = logging.getLogger("agentmem.plugin")
@@ -119,25 +119,17 @@ class PageStorage(HiCacheStorage):  # type: ignore[misc]
     def _find(self, hashes: Sequence[PageHash]) -> int:
         return self._transfer.find(hashes)
 
-    def _store(
-        self, hashes: Sequence[PageHash], buffers: Sequence[Sequence[memoryview]]
-    ) -> list[bool]:
+    def _store(self, hashes: Sequence[PageHash], buffers: PageBuffers) -> list[bool]:
         return self._transfer.store(hashes, buffers)
 
-    def _load(
-        self, hashes: Sequence[PageHash], buffers: Sequence[Sequence[memoryview]]
-    ) -> list[bool]:
+    def _load(self, hashes: Sequence[PageHash], buffers: PageBuffers) -> list[bool]:
         return self._transfer.load(hashes, buffers)
 
-    def _buffers(self, host_indices: Any) -> list[list[memoryview]]:
-        """Views on the host pool, a list per page: K and V, or K and V of each layer."""
+    def _buffers(self, host_indices: Any) -> PageBuffers:
+        """The pages' places in the host pool: K and V of each, or K and V of each layer."""
         pointers, sizes = self._pool.get_page_buffer_meta(host_indices)
         per_page = len(pointers) // (len(host_indices) // self._page_tokens)
-        views = [
-            memoryview((ctypes.c_char * size).from_address(pointer)).cast("B")
-            for pointer, size in zip(pointers, sizes, strict=True)
-        ]
-        return [views[at : at + per_page] for at in range(0, len(views), per_page)]
+        return PageBuffers.of_pointers(pointers, sizes, per_page)
 
     # The interface without `interface_v1` is abstract in SGLang and never called with it.
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> None:

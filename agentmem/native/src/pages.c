@@ -158,11 +158,18 @@ static uint8_t load_from_memory(struct loading *load) {
     return load_end(load);
 }
 
+/* Tests put a medium that hangs or fails here. */
+static ssize_t (*read_at)(int, void *, size_t, off_t) = pread;
+
+void agm_set_read(ssize_t (*function)(int, void *, size_t, off_t)) {
+    read_at = function != NULL ? function : pread;
+}
+
 /* Reads until `size` bytes are there or the file ends. Negative: errno. */
 static int64_t read_fully(int fd, uint8_t *target, size_t size, uint64_t offset) {
     size_t done = 0;
     while (done < size) {
-        ssize_t count = pread(fd, target + done, size - done, (off_t)(offset + done));
+        ssize_t count = read_at(fd, target + done, size - done, (off_t)(offset + done));
         if (count < 0 && errno == EINTR)
             continue;
         if (count < 0 && errno == EINVAL && (fcntl(fd, F_GETFL) & O_DIRECT)) {
@@ -171,7 +178,7 @@ static int64_t read_fully(int fd, uint8_t *target, size_t size, uint64_t offset)
             continue;
         }
         if (count < 0)
-            return -errno;
+            return errno ? -errno : -EIO;
         done += (size_t)count;
         if (count == 0 || done % ALIGN_BYTES != 0)
             break; /* the end of the file */

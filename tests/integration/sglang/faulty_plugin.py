@@ -11,6 +11,7 @@ from typing import Any
 
 from agentmem.core import PageHash
 from agentmem.engine.sglang.plugin import PageStorage
+from agentmem.native.jobs import PageBuffers
 
 
 class FaultyStorage(PageStorage):
@@ -24,15 +25,11 @@ class FaultyStorage(PageStorage):
         self._fail_if("find")
         return super()._find(hashes)
 
-    def _store(
-        self, hashes: Sequence[PageHash], buffers: Sequence[Sequence[memoryview]]
-    ) -> list[bool]:
+    def _store(self, hashes: Sequence[PageHash], buffers: PageBuffers) -> list[bool]:
         self._fail_if("store")
         return super()._store(hashes, buffers)
 
-    def _load(
-        self, hashes: Sequence[PageHash], buffers: Sequence[Sequence[memoryview]]
-    ) -> list[bool]:
+    def _load(self, hashes: Sequence[PageHash], buffers: PageBuffers) -> list[bool]:
         self._fail_if("load")
         return super()._load(hashes, buffers)
 
