@@ -45,7 +45,6 @@ class Retention:
         self._disk = disk
         self._executor = executor
         self._doomed_order: deque[tuple[float, PageKey]] = deque()
-        self._claims_position = b""
 
     async def open(self) -> None:
         """Finishes deletions that a crash interrupted: to be called after the slabs are read."""
@@ -118,7 +117,8 @@ class Retention:
             for key in old:
                 self._ownership.doomed.pop(key, None)
             await self._disk.forget_doomed(old)
-        self._claims_position = await self._disk.prune_claims(self._claims_position)
+        while await self._disk.prune_claims():
+            pass
 
     def _remember_doomed(self, doomed: dict[PageKey, int]) -> None:
         now = time.monotonic()

@@ -27,6 +27,7 @@ from agentmem.core import PageKey, Tier
 from agentmem.errors import StoreRefused
 from agentmem.pages.record import record_bytes
 from agentmem.store.base import Location, PageCopy, TierUsage
+from agentmem.store.claims import Terms
 from agentmem.store.index import Extent, PageIndex, Unclaimed
 from agentmem.store.pack import PACK_BYTES, pack_name, punch
 from agentmem.store.packwriter import PackWriter, Record
@@ -200,13 +201,14 @@ class DiskTier:
 
     async def claim(self, claim_id: bytes, keys: Sequence[PageKey], expires_at: float) -> None:
         """Registers a claim until `expires_at` (seconds since the epoch). Raises lmdb.Error."""
-        call = partial(self._index.claim, claim_id, keys, int(expires_at * 1_000_000))
-        await self._in_index_thread(call)
+        terms = Terms(int(expires_at * 1_000_000))
+        await self._in_index_thread(partial(self._index.claims.claim, claim_id, keys, terms))
 
     async def claimed(self, keys: Sequence[PageKey]) -> set[PageKey]:
         """Those of the keys that a live claim names. Raises StoreRefused when the index fails."""
         try:
-            return await self._in_index_thread(partial(self._index.claimed, keys, self._now_us()))
+            call = partial(self._index.claims.claimed, keys, self._now_us())
+            return await self._in_index_thread(call)
         except lmdb.Error as error:
             raise self._refusal(error) from error
 
@@ -228,12 +230,12 @@ class DiskTier:
         """No older copy of these deleted pages can turn up any more."""
         await self._in_index_thread(partial(self._index.finish, [], keys))
 
-    async def prune_claims(self, after: bytes, rows_max: int = 4096) -> bytes:
-        """Drops expired claims among the next rows. Returns the key to go on after."""
-        prune = partial(self._index.prune_expired, self._now_us(), rows_max, after)
-        dropped, position = await self._in_index_thread(prune)
+    async def prune_claims(self, rows_max: int = 4096) -> bool:
+        """Drops claims that have expired, some at a time. Returns whether there are more."""
+        prune = partial(self._index.prune_claims, self._now_us(), rows_max)
+        dropped, more = await self._in_index_thread(prune)
         self.counters["claims_expired"] += dropped
-        return position
+        return more
 
     async def reclaim(self) -> None:
         """Destroys the bytes of deleted pages that nobody reads any more: they are on return."""

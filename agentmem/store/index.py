@@ -1,19 +1,19 @@
-"""The embedded index (LMDB): which page lies where, who claims it, what must still be destroyed.
+"""The embedded index (LMDB): which page lies where, what must still be destroyed; claims beside it.
 
 Used from one thread at a time (the disk tier's index thread). Every method is one transaction.
 
     pages    key                     -> pack, offset, payload bytes, sequence
     packs    pack                    -> committed end, sealed
-    claims   key                     -> claim id + expiry, one duplicate per claim
     punches  pack, offset            -> size of a record that is deleted and may still lie there
     doomed   key                     -> records of this key up to that sequence are deleted
+    claim_*                          see `store.claims`
 """
 
 from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,10 @@ import lmdb
 
 from agentmem.core import PageKey
 from agentmem.pages.record import record_bytes
+from agentmem.store.claims import TABLES as CLAIM_TABLES
+from agentmem.store.claims import ClaimTable
 
-CLAIM_ID_BYTES_MIN = 1
-CLAIM_ID_BYTES_MAX = 64
+_TABLES = 4
 _MAP_BYTES = 16 << 30  # address space; the file grows with what is in it
 _PAGE = struct.Struct("<IQQQ")
 _PACK = struct.Struct("<QB")
@@ -65,12 +66,14 @@ class PageIndex:
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._env = lmdb.open(str(path), map_size=_MAP_BYTES, max_dbs=5, mode=0o600)
+        self._env = lmdb.open(
+            str(path), map_size=_MAP_BYTES, max_dbs=_TABLES + CLAIM_TABLES, mode=0o600
+        )
         self._pages = self._env.open_db(b"pages")
         self._packs = self._env.open_db(b"packs", integerkey=False)
-        self._claims = self._env.open_db(b"claims", dupsort=True)
         self._punches = self._env.open_db(b"punches")
         self._doomed = self._env.open_db(b"doomed")
+        self.claims = ClaimTable(self._env)
 
     def close(self) -> None:
         """Closes the environment; nothing is pending, every method committed what it did."""
@@ -142,13 +145,6 @@ class PageIndex:
             for key in doomed:
                 tx.delete(key, db=self._doomed)
 
-    def claim(self, claim_id: bytes, keys: Iterable[PageKey], expires_at_us: int) -> None:
-        """Registers or renews a claim on pages, whether or not they are stored already."""
-        with self._env.begin(write=True, db=self._claims) as tx:
-            for key in keys:
-                self._drop_claim(tx, key, claim_id)
-                tx.put(key, _claim_value(claim_id, expires_at_us), dupdata=True)
-
     def unclaim(self, claim_id: bytes, keys: Iterable[PageKey], now_us: int) -> Unclaimed:
         """Ends a claim. Pages left without an unexpired claim are deleted, atomically with it.
 
@@ -157,12 +153,13 @@ class PageIndex:
         # Taken in the index thread, so that every record committed so far is older.
         sequence = time.time_ns()
         result = Unclaimed([], [], sequence)
-        with self._env.begin(write=True) as tx:
+        keys = list(keys)
+        with self.claims.counting() as (tx, change):
+            self.claims.unclaim(tx, claim_id, keys, change)
             for key in keys:
-                self._drop_claim(tx, key, claim_id)
-                if self._is_claimed(tx, key, now_us):
+                if self.claims.is_claimed(tx, key, now_us):
                     continue
-                tx.delete(key, db=self._claims)  # every duplicate left has expired
+                self.claims.drop_expired(tx, key, now_us, change)
                 tx.put(key, _U64.pack(sequence), db=self._doomed)
                 result.keys.append(key)
                 if (extent := self._pop(tx, key)) is not None:
@@ -178,45 +175,21 @@ class PageIndex:
             for key in candidates:
                 if size_bytes <= 0:
                     break
-                if self._is_claimed(tx, key, now_us):
+                if self.claims.is_claimed(tx, key, now_us):
                     continue
                 if (extent := self._pop(tx, key)) is not None:
                     evicted.append(extent)
                     size_bytes -= record_bytes(extent.payload_bytes)
         return evicted
 
-    def claimed(self, keys: Iterable[PageKey], now_us: int) -> set[PageKey]:
-        """Those of the keys that an unexpired claim names."""
-        with self._env.begin() as tx:
-            return {key for key in keys if self._is_claimed(tx, key, now_us)}
+    def prune_claims(self, now_us: int, rows_max: int) -> tuple[int, bool]:
+        """Drops claims that have expired, `rows_max` pages of them at the most.
 
-    def claims(self, key: PageKey) -> list[tuple[bytes, int]]:
-        """(claim id, expiry in microseconds) of all claims on a page, expired ones included."""
-        with self._env.begin(db=self._claims) as tx:
-            return list(_claims_of(tx.cursor(), key))
-
-    def prune_expired(self, now_us: int, rows_max: int, after: bytes) -> tuple[int, bytes]:
-        """Drops expired claims among the next `rows_max` rows after key `after`.
-
-        Returns how many were dropped and the key to go on after (empty when at the end).
+        Returns how many pages' claims were dropped, and whether more have expired.
         """
-        expired: list[tuple[bytes, bytes]] = []
-        with self._env.begin(write=True, db=self._claims) as tx:
-            cursor = tx.cursor()
-            positioned = cursor.set_range(after) if after else cursor.first()
-            for _ in range(rows_max):
-                if not positioned:
-                    break
-                key, value = cursor.item()
-                if _claim_of(value)[1] <= now_us:
-                    expired.append((key, value))
-                positioned = cursor.next()
-            if positioned and cursor.key() == after:
-                positioned = cursor.next_nodup()  # a page with more claims than that: go on
-            position = bytes(cursor.key()) if positioned else b""
-            for key, value in expired:
-                tx.delete(key, value)
-        return len(expired), position
+        with self.claims.counting() as (tx, change):
+            dropped, more = self.claims.prune(tx, now_us, rows_max, change)
+        return len(dropped), more
 
     def _pop(self, tx: Any, key: PageKey) -> Extent | None:
         value = tx.pop(key, db=self._pages)
@@ -229,30 +202,6 @@ class PageIndex:
     def _list_punch(self, tx: Any, extent: Extent) -> None:
         size = _U64.pack(record_bytes(extent.payload_bytes))
         tx.put(_PUNCH_KEY.pack(extent.pack, extent.offset), size, db=self._punches)
-
-    def _drop_claim(self, tx: Any, key: PageKey, claim_id: bytes) -> None:
-        cursor = tx.cursor(db=self._claims)
-        prefix = bytes([len(claim_id)]) + claim_id
-        if cursor.set_range_dup(key, prefix) and cursor.value().startswith(prefix):
-            cursor.delete()
-
-    def _is_claimed(self, tx: Any, key: PageKey, now_us: int) -> bool:
-        claims = _claims_of(tx.cursor(db=self._claims), key)
-        return any(expires_at_us > now_us for _, expires_at_us in claims)
-
-
-def _claims_of(cursor: Any, key: PageKey) -> Iterator[tuple[bytes, int]]:
-    if cursor.set_key(key):
-        for value in cursor.iternext_dup():
-            yield _claim_of(value)
-
-
-def _claim_value(claim_id: bytes, expires_at_us: int) -> bytes:
-    return bytes([len(claim_id)]) + claim_id + _U64.pack(expires_at_us)
-
-
-def _claim_of(value: bytes) -> tuple[bytes, int]:
-    return bytes(value[1:-8]), _U64.unpack(value[-8:])[0]
 
 
 def _pack_state(value: bytes) -> PackState:

@@ -259,7 +259,7 @@ async def test_an_index_that_fails_leaves_the_page_waiting(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts.gate.set()
-    lookup = parts.disk._index.claimed
+    lookup = parts.disk._index.claims.claimed
     failures = [lmdb.Error("broken")]
 
     def failing(keys: Sequence[PageKey], now_us: int) -> set[PageKey]:
@@ -267,7 +267,7 @@ async def test_an_index_that_fails_leaves_the_page_waiting(
             raise failures.pop()
         return lookup(keys, now_us)
 
-    monkeypatch.setattr(parts.disk._index, "claimed", failing)
+    monkeypatch.setattr(parts.disk._index.claims, "claimed", failing)
     await parts.write_claimed(0)
     await until(lambda: parts.write_behind.failing == "index_failed")
     assert await parts.ownership.wait_durable([key_of(0)], 5) == []
