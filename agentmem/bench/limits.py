@@ -46,14 +46,16 @@ class Setting:
 
 
 class Memory:
-    """Anonymous memory, page-aligned and touched: what SGLang's host pool is made of."""
+    """Anonymous memory, page-aligned, in huge pages where allowed, and touched: what SGLang's host
+    pool is made of."""
 
     def __init__(self, size_bytes: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        self._map = mmap.mmap(-1, size_bytes, flags=flags)
+        self._map = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)
         self.size_bytes = size_bytes
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        ctypes.memset(self.address, 1, size_bytes)
 
     def fill(self, tile: bytes) -> None:
         """Writes `tile` over and over, so that no page is the zero page."""

@@ -20,6 +20,7 @@
 #define THREADS_MAX 64 /* of one batch */
 #define STUCK_MAX 64   /* threads of batches that were given up */
 #define BOUNCES_KEPT 32
+#define HUGE_BYTES (2u << 20)
 
 struct sync {
     pthread_mutex_t lock;
@@ -52,9 +53,18 @@ uint8_t *bounce_take(void) {
     pthread_mutex_unlock(&bounces_lock);
     if (bounce != NULL)
         return bounce;
-    bounce = mmap(NULL, IO_BYTES, PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    return bounce == MAP_FAILED ? NULL : bounce;
+    /* In huge pages: a request to the disk has so many segments, and 4 KiB each make it small. */
+    uint8_t *space = mmap(NULL, IO_BYTES + HUGE_BYTES, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (space == MAP_FAILED)
+        return NULL;
+    size_t before = -(uintptr_t)space & (HUGE_BYTES - 1);
+    bounce = space + before;
+    if (before > 0)
+        munmap(space, before);
+    munmap(bounce + IO_BYTES, HUGE_BYTES - before);
+    agm_populate((uint64_t)(uintptr_t)bounce, IO_BYTES);
+    return bounce;
 }
 
 void bounce_give(uint8_t *bounce) {

@@ -133,6 +133,9 @@ int batch_enter(struct batch *batch);
 void batch_leave(struct batch *batch);
 int batch_run(const struct batch *plan, size_t job_bytes, int uses_files, int threads,
               uint8_t *outcomes);
+/* ---- medium.c */
+int agm_populate(uint64_t address, size_t size);
+
 uint8_t *bounce_take(void);
 void bounce_give(uint8_t *bounce);
 

@@ -147,7 +147,7 @@ def test_killed_at_any_instant_nothing_durable_is_lost_and_nothing_torn_is_seen(
 ) -> None:
     chance = random.Random(seed)
     engine, client = agent.engine(), agent.client()
-    client.claim("all", keys_of(range(2000)), time.time() + 1000)
+    client.claim("all", keys_of(range(20_000)), time.time() + 1000)
     durable: set[int] = set()
     number = 0
     stopping = threading.Event()
