@@ -204,7 +204,14 @@ class HostPool:
 class BenchEngine:
     """An engine's side: a `PageTransfer`, as the plugin has it, and a host pool."""
 
-    def __init__(self, socket: Path, page_bytes: int, *, engine_id: str = "bench") -> None:
+    def __init__(
+        self,
+        socket: Path,
+        page_bytes: int,
+        *,
+        engine_id: str = "bench",
+        verify_loads: bool = True,
+    ) -> None:
         self.page_bytes = page_bytes
         digest = hashlib.sha256(b"bench %d" % page_bytes).digest()[:16]
         self.fingerprint = Fingerprint(digest)
@@ -215,6 +222,7 @@ class BenchEngine:
             page_bytes=page_bytes,
             load_deadline_seconds=60.0,
             store_deadline_seconds=60.0,
+            verify_loads=verify_loads,
         )
         self._wait_for_slots()
 

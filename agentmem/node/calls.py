@@ -151,9 +151,10 @@ class Calls:
         """Answers what waits for a medium or for other pages."""
         reply: p.Reply
         match request:
-            case p.Grant(slot_bytes=slot_bytes, slots=slots):
+            case p.Grant():
                 _require_engine(peer)
-                reply = p.GrantReply(*await self._slabs.grant(peer.owner, slot_bytes, slots))
+                shape = request.slot_bytes, request.slots, request.evict_slots
+                reply = p.GrantReply(*await self._slabs.grant(peer.owner, *shape))
             case p.Release():
                 await self._release(peer, request)
                 reply = p.Done()

@@ -109,10 +109,19 @@ class NodeClient:
         self._call(p.Ping(), p.Done, timeout_seconds)
 
     def grant(
-        self, slot_bytes: int, slots: int, *, timeout_seconds: float | None = None
+        self,
+        slot_bytes: int,
+        slots: int,
+        *,
+        evict_slots: int = 0,
+        timeout_seconds: float | None = None,
     ) -> Granted:
-        """A slab of `slots` slots of `slot_bytes` bytes, for an engine to write pages to."""
-        reply = self._call(p.Grant(slot_bytes, slots), p.GrantReply, timeout_seconds)
+        """A slab of `slots` slots of `slot_bytes` bytes, for an engine to write pages to.
+
+        Without room for one, `evict_slots` (or `slots`, if more) are emptied where that is right.
+        """
+        request = p.Grant(slot_bytes, slots, evict_slots)
+        reply = self._call(request, p.GrantReply, timeout_seconds)
         return Granted(Path(reply.path) if reply.path else None, reply.freed_slots)
 
     def give_back(self, slabs: Sequence[str], *, timeout_seconds: float | None = None) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 from agentmem.core import PageKey
 from agentmem.errors import AgentmemError, NodeUnavailable, NotFound, PageCorrupt
+from agentmem.native.datapath import zero
 from agentmem.node.client import NodeClient
 from agentmem.node.spool import Spool
+from agentmem.pages.record import HEADER_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,9 @@ _RETRY_SECONDS = 0.2
 _WAITED_FOR_SECONDS = 0.02
 _LET_GO_SECONDS = 0.5
 _STOP_SECONDS = 1.0
+_SPOOL_SHARE = 8
+_SPOOL_BYTES_MAX = 2 << 30
+_CLEAN_SLOTS = 8
 
 
 class Feeder:
@@ -48,6 +53,7 @@ class Feeder:
         self._slot_bytes = slot_bytes
         self._slots = slots
         self._spool_slots_min = spool_slabs_min * slots
+        self._budget_slots: int | None = None
         self._count = count
         self._tidy = tidy
         self._silent = threading.Event()
@@ -165,6 +171,9 @@ class Feeder:
             logger.warning("the node agent answers again")
             self._silent.clear()
         self._tidy()
+        if self._budget_slots is None:
+            budget_bytes = self._client.stats(timeout_seconds=_PING_SECONDS)["dram_budget_bytes"]
+            self._budget_slots = budget_bytes // _SPOOL_SHARE // self._slot_bytes
         wanted = self._client.wanted(timeout_seconds=_PING_SECONDS)
         # What was let go of stays so: the agent may have it though its reply was lost.
         for name in {*wanted, *self._spool.closing()}:
@@ -175,9 +184,20 @@ class Feeder:
         enough = self._enough(total)
         if free < enough:
             free = self._spool.rescan()
+        self._clean()
         if free >= enough and not (self._spool.waiters and free == 0):
             return _IDLE_SECONDS
-        return self._ask_for_slots()
+        return self._ask_for_slots(enough - free)
+
+    def _clean(self) -> None:
+        """Zeroes free slots that evicted pages left bytes in, as long as nothing else is wanted."""
+        while not self._wanted.is_set():
+            slots = self._spool.take_dirty(_CLEAN_SLOTS)
+            if not slots:
+                return
+            for slot in slots:
+                zero(slot.address + HEADER_BYTES, slot.slab.header.slot_bytes - HEADER_BYTES)
+            self._spool.cleaned(slots)
 
     def _give_back(self, name: str) -> None:
         """Hands over a slab that the agent needs for another engine."""
@@ -191,13 +211,21 @@ class Feeder:
             self._count("slabs_given_back", 1)
 
     def _enough(self, total_slots: int) -> int:
-        """Free slots that need no more to be asked for."""
-        if not self._granted_out:
-            return self._spool_slots_min
-        return max(1, min(self._spool_slots_min, total_slots // 2))
+        """Free slots that need no more to be asked for.
 
-    def _ask_for_slots(self) -> float:
-        granted = self._client.grant(self._slot_bytes, self._slots, timeout_seconds=_GRANT_SECONDS)
+        A long prompt's pages come all at once, faster than slabs are made: an eighth of the dram
+        tier (up to 2 GiB) is kept ready for them.
+        """
+        spare = min(self._budget_slots or 0, _SPOOL_BYTES_MAX // self._slot_bytes)
+        enough = max(self._spool_slots_min, spare)
+        if not self._granted_out:
+            return enough
+        return max(1, min(enough, total_slots // 2))
+
+    def _ask_for_slots(self, missing: int) -> float:
+        granted = self._client.grant(
+            self._slot_bytes, self._slots, evict_slots=missing, timeout_seconds=_GRANT_SECONDS
+        )
         if granted.path is not None:
             self._granted_out = False
             try:

@@ -53,10 +53,12 @@ class Hello(Struct, tag="hello", forbid_unknown_fields=False):
 
 
 class Grant(Struct, tag="grant"):
-    """A slab of `slots` slots of `slot_bytes` bytes is wanted. Answer: GrantReply."""
+    """A slab of `slots` slots of `slot_bytes` bytes is wanted, or, without room for one, as many
+    emptied slots, `evict_slots` if that is more. Answer: GrantReply."""
 
     slot_bytes: Count
     slots: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    evict_slots: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
 
 
 class GiveBack(Struct, tag="give_back"):

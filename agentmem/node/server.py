@@ -122,8 +122,8 @@ class NodeAgent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._slabs.shed_all()
         await self._disk.close()
-        self._dram.close()
         self._executor.shutdown(wait=True)
+        self._dram.close()
         os.close(self._lock)
 
     async def run_until(self, stopped: asyncio.Event) -> None:

@@ -51,7 +51,9 @@ class Slabs:
         # Engines below their share that were refused a slab, and when.
         self._starved: dict[Owner, float] = {}
 
-    async def grant(self, owner: Owner, slot_bytes: int, slots: int) -> tuple[str, int]:
+    async def grant(
+        self, owner: Owner, slot_bytes: int, slots: int, evict_slots: int = 0
+    ) -> tuple[str, int]:
         """A new slab's path; or, without room for one, "" and how many slots of the engine's
         slabs were emptied instead. Raises InvalidRequest for an impossible shape.
 
@@ -70,7 +72,8 @@ class Slabs:
         except StoreRefused as error:
             self._ownership.counters[f"grants_refused_{error.reason}"] += 1
             self._ask_back_for(owner, slab_bytes)
-            return "", self._ownership.evict(slots, self.slabs_of(owner))
+            wanted = max(slots, evict_slots)
+            return "", self._ownership.evict(wanted, self.slabs_of(owner))
         return str(slab.path), 0
 
     def slabs_of(self, owner: Owner) -> list[Slab]:
@@ -191,8 +194,13 @@ class Slabs:
         self._shed(header.file_bytes)
         path = self._dram.reserve(header)
         loop = asyncio.get_running_loop()
+        made = loop.run_in_executor(self._executor, create_slab, path, header)
         try:
-            await loop.run_in_executor(self._executor, create_slab, path, header)
+            await asyncio.shield(made)
+        except asyncio.CancelledError:
+            # Whoever wanted it has gone; the thread makes it all the same.
+            made.add_done_callback(lambda _: self._dram.discard(path, header))
+            raise
         except OSError as error:
             self._dram.unreserve(header)
             logger.error("no slab of %d bytes: %s", header.file_bytes, error)

@@ -22,6 +22,8 @@ from agentmem.pages.slab import (
     SLAB_HEADER_BYTES,
     SlabHeader,
     decode_slab_header,
+    note_clean,
+    slot_is_dirty,
     slot_is_free,
     slot_offset,
 )
@@ -184,6 +186,28 @@ class Spool:
                 slot.slab.taken.discard(slot.number)
                 slot.slab.free.append(slot.number)
             self._changed.notify_all()
+
+    def take_dirty(self, count: int) -> list[Slot]:
+        """Up to `count` free slots with bytes of evicted pages, to be zeroed and `cleaned`."""
+        slots: list[Slot] = []
+        with self._changed:
+            if self.waiters:
+                return []
+            for slab in self._slabs.values():
+                for number in list(slab.free) if not slab.closing else ():
+                    if len(slots) == count:
+                        break
+                    if slot_is_dirty(slab.view, slot_offset(slab.header.slot_bytes, number)):
+                        slab.free.remove(number)
+                        slab.taken.add(number)
+                        slots.append(Slot(slab, number))
+        return slots
+
+    def cleaned(self, slots: Sequence[Slot]) -> None:
+        """These were zeroed, and are free again."""
+        for slot in slots:
+            note_clean(slot.slab.view, slot.offset)
+        self.put_back(slots)
 
     def committed(self, slots: Sequence[Slot], keys: Sequence[PageKey]) -> None:
         """These hold pages now, which the agent must be told."""

@@ -30,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 Buffers = PageBuffers | Sequence[Sequence[memoryview]]
 
+SWITCH_INTERVAL_SECONDS = 0.0002
+"""For `sys.setswitchinterval` in a process whose main loop spins, as SGLang's scheduler does.
+
+So long a thread that comes back from a native call, or from the agent's socket, waits for the
+interpreter lock. Python's 5 ms are as long as moving a batch of pages takes.
+"""
+
 _MISSING_SECONDS = 0.25
 _ANNOUNCE_SECONDS = 0.25
 _LOCATE_SECONDS = 1.0
@@ -41,7 +48,7 @@ class PageTransfer:
 
     `page_bytes`: payload bytes of every page. `slab_bytes`: size of the slabs to ask for.
     `spool_slabs_min`: slabs' worth of free slots to keep granted while the agent is alive, which
-    is what can be stored while it is not.
+    is what can be stored while it is not. `verify_loads=False` is for measurements only.
     """
 
     def __init__(
@@ -56,12 +63,14 @@ class PageTransfer:
         find_deadline_seconds: float = 0.5,
         store_deadline_seconds: float = 2.0,
         load_deadline_seconds: float = 10.0,
+        verify_loads: bool = True,
     ) -> None:
         self._fingerprint = fingerprint
         self._page_bytes = page_bytes
         self._find_seconds = find_deadline_seconds
         self._store_seconds = store_deadline_seconds
         self._load_seconds = load_deadline_seconds
+        self._verify_loads = verify_loads
         self._counters: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._closed = False
@@ -283,7 +292,7 @@ class PageTransfer:
                     opened.callback(os.close, fd)
                 jobs.append(job._replace(fd=fds[page.path], offset=page.offset))
             wanted = buffers.select(range(len(jobs)))
-            return load_batch(jobs, wanted, deadline=deadline)
+            return load_batch(jobs, wanted, deadline=deadline, verify=self._verify_loads)
 
     def _slab(self, path: str) -> MappedSlab:
         """A slab, mapped once as long as the file is the same. Raises OSError."""

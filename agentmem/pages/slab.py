@@ -26,6 +26,7 @@ SLAB_HEADER_BYTES = 4096
 ENGINE_ID_BYTES_MAX = 128
 SLAB_BYTES_MAX = 4 << 30
 NODE_ID_HEX_DIGITS = 16
+DIRTY_MARK = b"AGMDIRTY"
 AGENT_OWNER = ""
 """Owner engine id of slabs that the agent itself fills or has adopted."""
 
@@ -122,13 +123,24 @@ def commit_slot(slab: memoryview, offset: int, header_block: bytes) -> None:
     slab[offset : offset + 8] = MAGIC
 
 
-def free_slot(slab: memoryview, offset: int) -> None:
-    """Turns a slot back into a free one (agent only).
+def free_slot(slab: memoryview, offset: int, *, dirty: bool = False) -> None:
+    """Turns a slot back into a free one (agent only). `dirty`: bytes of its page are still there.
 
     The magic goes last: the owner may write into the slot as soon as its first 8 bytes are zero.
     """
-    slab[offset + 8 : offset + HEADER_BYTES] = bytes(HEADER_BYTES - 8)
+    rest = (DIRTY_MARK if dirty else FREE_MARK) + bytes(HEADER_BYTES - 16)
+    slab[offset + 8 : offset + HEADER_BYTES] = rest
     slab[offset : offset + 8] = FREE_MARK
+
+
+def slot_is_dirty(slab: memoryview, offset: int) -> bool:
+    """Whether a free slot still holds bytes of the page that was in it."""
+    return slab[offset + 8 : offset + 16] == DIRTY_MARK
+
+
+def note_clean(slab: memoryview, offset: int) -> None:
+    """The owner of a slab has zeroed the payload of one of its free slots."""
+    slab[offset + 8 : offset + 16] = FREE_MARK
 
 
 def process_start_ticks(pid: int) -> int | None:

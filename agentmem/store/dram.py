@@ -73,6 +73,7 @@ class DramCopy(PageCopy):
     slab: Slab
     slot: int
     sequence: int
+    dirty: bool = False
 
     @property
     def address(self) -> int:
@@ -155,6 +156,9 @@ class DramTier:
 
     def close(self) -> None:
         """Leaves the slabs to the next agent; without any, their directory goes."""
+        for path in self._directory.iterdir():
+            if path.name not in self.slabs:
+                path.unlink()  # made for someone who has gone
         if not self.slabs:
             self._directory.rmdir()
 
@@ -176,6 +180,11 @@ class DramTier:
     def unreserve(self, header: SlabHeader) -> None:
         """Gives back what `reserve` took, when the file could not be made."""
         self._reserved_bytes -= header.file_bytes
+
+    def discard(self, path: Path, header: SlabHeader) -> None:
+        """Deletes a slab that was made but that nobody wants any more."""
+        path.unlink(missing_ok=True)
+        self.unreserve(header)
 
     def add(self, path: Path) -> Slab:
         """Maps a slab that `create_slab` made."""
@@ -233,11 +242,15 @@ class DramTier:
                 found.append(slab.copies[slot])
         return found
 
-    def remove(self, copy: DramCopy) -> None:
-        """The page is no longer found from now on; its slot is freed when no hold is left."""
+    def remove(self, copy: DramCopy, *, dirty: bool = False) -> None:
+        """The page is no longer found from now on; its slot is freed when no hold is left.
+
+        `dirty`: its bytes may stay until the slab's owner, an engine, is idle.
+        """
         if copy.gone:
             return
         copy.gone = True
+        copy.dirty = dirty and not copy.slab.is_agents
         del self._pages[copy.key]
         self._page_bytes -= copy.payload_bytes
         if copy.holds == 0:
@@ -263,7 +276,7 @@ class DramTier:
             if may_go(copy):
                 victims.append(copy)
         for copy in victims:
-            self.remove(copy)
+            self.remove(copy, dirty=True)
         return victims
 
     def adopt(self, slab: Slab) -> list[DramCopy]:
@@ -315,7 +328,11 @@ class DramTier:
         return len(empty)
 
     def _free(self, copy: DramCopy) -> None:
-        _scrub(copy.slab, copy.slab.offset(copy.slot), record_bytes(copy.payload_bytes))
+        offset = copy.slab.offset(copy.slot)
+        if copy.dirty:
+            free_slot(copy.slab.view, offset, dirty=True)
+        else:
+            _scrub(copy.slab, offset, record_bytes(copy.payload_bytes))
         del copy.slab.copies[copy.slot]
 
     def _read_header(self, slab: Slab, offset: int) -> RecordHeader:

@@ -15,7 +15,6 @@ from agentmem.engine.sglang.version import SGLANG_VERSION
 
 DEVICE_VARIABLE = "AGENTMEM_ENGINE_DEVICE"
 PROOF_VARIABLE = "AGENTMEM_ACTIVATION_DIR"
-SWITCH_INTERVAL_SECONDS = 0.0002
 
 _POOL_INIT = "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost.__init__"
 # Position of `pin_memory` among the arguments of HostKVCache.__init__, `self` included.
@@ -37,9 +36,8 @@ def activate() -> None:
             f"agentmem fits SGLang {SGLANG_VERSION}, not {sglang.version.__version__}"
         )
     from agentmem.engine.sglang import aborts, seeding
+    from agentmem.node.transfer import SWITCH_INTERVAL_SECONDS
 
-    # A thread that comes back from a native call, or from the node agent's socket, waits this long
-    # for the interpreter lock while the scheduler's loop spins; Python's 5 ms are a batch of loads.
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     aborts.install()
     seeding.install(cpu=device == "cpu")

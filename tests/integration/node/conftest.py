@@ -167,7 +167,8 @@ class Agent:
 
     def bytes_below(self) -> bytes:
         """Every byte that lies in slabs and packs."""
-        files = [*self.packs.glob("pack-*"), *self.slabs.glob("slab-*")]
+        # A slab that is being made (`.new`) holds no page yet.
+        files = [*self.packs.glob("pack-*"), *self.slabs.glob("slab-??????")]
         return b"".join(path.read_bytes() for path in files)
 
 

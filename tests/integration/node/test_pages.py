@@ -107,13 +107,15 @@ def test_without_an_agent_there_are_misses_and_it_may_come_later(unstarted: Agen
 
 def test_a_full_spool_refuses_and_says_so(agent: Agent) -> None:
     engine = agent.engine()
+    eventually(lambda: engine.counters()["spool_slots"] > 0)
     agent.kill()
-    results = store(engine, range(60))
+    eventually(lambda: engine.counters()["agent_silent"] == 1)
     slots = engine.counters()["spool_slots"]
-    assert results == [number < slots for number in range(60)]
-    assert engine.counters()["store_refused_pages"] == 60 - slots
+    numbers = range(slots + 20)
+    assert store(engine, numbers) == [number < slots for number in numbers]
+    assert engine.counters()["store_refused_pages"] == 20
     agent.start()
-    eventually(lambda: engine.find(hashes_of(range(60))) == slots)
+    eventually(lambda: engine.find(hashes_of(numbers)) == slots)
     assert loads_right(engine, range(slots))
 
 
