@@ -186,3 +186,15 @@ def test_promised_pages_are_written_before_others_and_the_strongest_class_first(
     ]
     order = [page.key for page in write_order(queue, RETENTIONS)]
     assert order == [b"strong", b"early", b"late", b"cache"]
+
+
+def test_no_more_goes_than_is_needed() -> None:
+    pages = [Page(b"a", 10), Page(b"b", 10)]
+    assert plan_eviction(pages, 0, NOW) == []
+    assert len(plan_eviction(pages, 10, NOW)) == 1
+
+
+def test_of_equally_worthless_pages_the_one_further_back_goes_first() -> None:
+    pages = [Page(b"%d" % n, 10, position=n) for n in (3, 9, 1)]
+    order = plan_eviction(pages, 30, NOW, returns=Returns(weights={"": 0.0}))
+    assert [page.position for page in order] == [9, 3, 1]
