@@ -25,7 +25,6 @@ from agentmem.bench.limits import (
     raw_write,
 )
 from agentmem.bench.report import Goal, Moved, Row, ratio_row, row_of
-from agentmem.bench.store_dram import copy_threads
 from agentmem.bench.store_system import (
     BATCH_PAGES,
     BenchEngine,
@@ -39,6 +38,7 @@ from agentmem.bench.store_system import (
     wait_durable,
 )
 from agentmem.core import PageKey
+from agentmem.native.datapath import READ_THREADS
 from agentmem.node.client import NodeClient
 
 ROWS = {
@@ -234,7 +234,7 @@ class DiskBench:
             limits,
             ROWS[name],
             detail=detail,
-            moved=Moved(self._bytes, copy_threads(), block_bytes, self._shape.page_bytes),
+            moved=Moved(self._bytes, READ_THREADS, block_bytes, self._shape.page_bytes),
         )
 
 

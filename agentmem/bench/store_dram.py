@@ -23,6 +23,7 @@ from agentmem.bench.store_system import (
     attempted,
     running_node,
 )
+from agentmem.native.datapath import COPY_THREADS
 from agentmem.node import transfer
 
 ROWS = {
@@ -36,11 +37,6 @@ _MILLISECONDS = 1000.0
 _BURN_BYTES = 1 << 20
 
 
-def copy_threads() -> int:
-    """Threads that the data path copies with."""
-    return min(4, os.cpu_count() or 1)
-
-
 class DramBench:
     """One agent, one engine, a set of pages in dram that nothing claims (so no disk is at work)."""
 
@@ -50,7 +46,7 @@ class DramBench:
         self._shape = shape
         self._numbers = range(shape.set_pages)
         self._bytes = shape.set_pages * shape.page_bytes
-        self._threads = copy_threads()
+        self._threads = COPY_THREADS
         self._source = HostPool(shape.set_pages, shape.page_bytes)
         self._target = HostPool(shape.set_pages, shape.page_bytes)
         self._source.fill()

@@ -22,8 +22,9 @@ from agentmem.config import Settings
 from agentmem.core import Fingerprint, PageHash, PageKey
 from agentmem.errors import AgentmemError, NodeUnavailable
 from agentmem.lifeline import PARENT_VARIABLE
+from agentmem.native.jobs import PageBuffers
 from agentmem.node.client import NodeClient
-from agentmem.node.transfer import Buffers, PageTransfer
+from agentmem.node.transfer import PageTransfer
 from agentmem.pages.keys import keys_of_hashes
 from agentmem.serve import settings_environment
 
@@ -192,9 +193,15 @@ class HostPool:
         at = number * half
         return [self.keys.view[at : at + half], self.values.view[at : at + half]]
 
-    def buffers(self, numbers: Sequence[int]) -> Buffers:
-        """These pages as `PageTransfer` takes them."""
-        return [self.page(number) for number in numbers]
+    def buffers(self, numbers: Sequence[int]) -> PageBuffers:
+        """These pages as the plugin describes them."""
+        half = self.page_bytes // 2
+        pointers = [
+            memory.address + number * half
+            for number in numbers
+            for memory in (self.keys, self.values)
+        ]
+        return PageBuffers.of_pointers(pointers, [half] * len(pointers), 2)
 
     def equals(self, other: HostPool) -> bool:
         """Whether both hold the same bytes."""
@@ -249,7 +256,7 @@ class BenchEngine:
 
     def _move(
         self,
-        move: Callable[[Sequence[PageHash], Buffers], list[bool]],
+        move: Callable[[Sequence[PageHash], PageBuffers], list[bool]],
         name: str,
         pool: HostPool,
         numbers: Sequence[int],
