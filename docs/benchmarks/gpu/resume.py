@@ -171,7 +171,7 @@ class Arms:
     def flush(self, timeout_seconds: float = 60.0) -> bool:
         """Empties HBM and host pool; says how long SGLang refused."""
         seconds = self.server.flush(timeout_seconds)
-        if seconds is None or seconds > 1.0:
+        if seconds is None or seconds > 3.0:
             self.log.add("flush", seconds=seconds, refused_for=timeout_seconds)
         return seconds is not None
 
