@@ -2,7 +2,8 @@
 
 Used from one thread at a time (the disk tier's index thread). Every method is one transaction.
 
-    pages    key                     -> pack, offset, payload bytes, sequence
+    about    "format"                -> version of what these tables hold
+    pages    key                     -> pack, offset, payload bytes, position, sequence, data key id
     packs    pack                    -> committed end, sealed
     punches  pack, offset            -> size of a record that is deleted and may still lie there
     doomed   key                     -> records of this key up to that sequence are deleted
@@ -13,20 +14,24 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lmdb
 
 from agentmem.core import PageKey
-from agentmem.pages.record import record_bytes
+from agentmem.pages.record import ALIGN_BYTES, record_bytes
 from agentmem.store.claims import TABLES as CLAIM_TABLES
 from agentmem.store.claims import ClaimTable
 
-_TABLES = 4
-_MAP_BYTES = 16 << 30  # address space; the file grows with what is in it
-_PAGE = struct.Struct("<IQQQ")
+_TABLES = 5
+_FORMAT = b"2"
+# Address space that the file may fill: doubled when it does, up to the bound.
+_MAP_BYTES = 1 << 30
+_MAP_BYTES_MAX = 256 << 30
+# pack, offset in blocks, payload bytes, position, sequence; a sealed record's data key id follows
+_PAGE = struct.Struct("<IIIIQ")
 _PACK = struct.Struct("<QB")
 _PACK_KEY = struct.Struct(">I")
 _PUNCH_KEY = struct.Struct(">IQ")
@@ -34,13 +39,19 @@ _U64 = struct.Struct("<Q")
 
 
 class Extent(NamedTuple):
-    """Where a page's record lies in the packs."""
+    """Where a page's record lies in the packs.
+
+    `position` is the page's place in its session's log, in pages; `key_id` names the data key
+    that a sealed record was sealed with, and is empty for a plain one.
+    """
 
     key: PageKey
     pack: int
     offset: int
     payload_bytes: int
     sequence: int
+    position: int = 0
+    key_id: bytes = b""
 
 
 class PackState(NamedTuple):
@@ -66,9 +77,18 @@ class PageIndex:
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
         self._env = lmdb.open(
-            str(path), map_size=_MAP_BYTES, max_dbs=_TABLES + CLAIM_TABLES, mode=0o600
+            str(self._path), map_size=_MAP_BYTES, max_dbs=_TABLES + CLAIM_TABLES, mode=0o600
         )
+        try:
+            self._check_format()
+        except lmdb.Error:
+            self._env.close()
+            raise
         self._pages = self._env.open_db(b"pages")
         self._packs = self._env.open_db(b"packs", integerkey=False)
         self._punches = self._env.open_db(b"punches")
@@ -79,11 +99,28 @@ class PageIndex:
         """Closes the environment; nothing is pending, every method committed what it did."""
         self._env.close()
 
-    def extents(self) -> list[Extent]:
-        """All pages, in the order in which they lie in the packs (oldest first)."""
+    def reopen(self) -> None:
+        """Opens the environment again, after a failed write left it unusable. Raises lmdb.Error."""
+        self._env.close()
+        self._open()
+
+    def grow(self) -> bool:
+        """Gives the file room to grow. False when it has reached its bound already."""
+        size = self._env.info()["map_size"]
+        if size >= _MAP_BYTES_MAX:
+            return False
+        self._env.set_mapsize(min(2 * size, _MAP_BYTES_MAX))
+        return True
+
+    def file_bytes(self) -> int:
+        """Bytes that the index itself takes on the medium."""
+        return (self._path / "data.mdb").stat().st_blocks * 512
+
+    def extents(self) -> Iterator[Extent]:
+        """All pages, in the order of their keys. Nothing may be written meanwhile."""
         with self._env.begin(db=self._pages) as tx:
-            found = [Extent(PageKey(bytes(k)), *_PAGE.unpack(v)) for k, v in tx.cursor()]
-        return sorted(found, key=lambda extent: (extent.pack, extent.offset))
+            for key, value in tx.cursor():
+                yield _extent(PageKey(key), value)
 
     def packs(self) -> dict[int, PackState]:
         """All packs that the index knows."""
@@ -100,25 +137,53 @@ class PageIndex:
         with self._env.begin(db=self._doomed) as tx:
             return {PageKey(bytes(k)): _U64.unpack(v)[0] for k, v in tx.cursor()}
 
-    def commit(self, extents: Sequence[Extent], packs: dict[int, PackState]) -> list[Extent]:
+    def commit(
+        self,
+        extents: Sequence[Extent],
+        packs: dict[int, PackState],
+        undone: Iterable[Extent] = (),
+    ) -> list[Extent]:
         """Makes written records visible and durable as pages.
 
         Returns those that did not become pages, because the page was deleted while its record
-        was being written or exists already; their bytes are listed for punching.
+        was being written or exists already; their bytes are listed for punching. `undone` are
+        extents of commits that failed and were taken back: should the medium have kept such a
+        commit after all, its entries go now.
         """
         refused = []
         with self._env.begin(write=True) as tx:
+            for extent in undone:
+                if tx.get(extent.key, db=self._pages) == _page(extent):
+                    tx.delete(extent.key, db=self._pages)
             for extent in extents:
                 doomed = tx.get(extent.key, db=self._doomed)
                 deleted = doomed is not None and _U64.unpack(doomed)[0] >= extent.sequence
-                value = _PAGE.pack(*extent[1:])
+                value = _page(extent)
                 if deleted or not tx.put(extent.key, value, overwrite=False, db=self._pages):
                     refused.append(extent)
                     self._list_punch(tx, extent)
-            for number, state in packs.items():
-                value = _PACK.pack(state.committed_end, state.sealed)
-                tx.put(_PACK_KEY.pack(number), value, db=self._packs)
+            self._put_packs(tx, packs)
         return refused
+
+    def move(
+        self, moves: Sequence[tuple[Extent, Extent]], packs: dict[int, PackState]
+    ) -> list[tuple[Extent, Extent]]:
+        """Makes pages lie where a copy of their record was written: (old, new) extent each.
+
+        Returns the moves that were made: a page that was deleted, or moved, meanwhile stays what
+        it is. The extents given up, old or new, are listed for punching.
+        """
+        moved = []
+        with self._env.begin(write=True) as tx:
+            for old, new in moves:
+                if tx.get(old.key, db=self._pages) == _page(old):
+                    tx.put(old.key, _page(new), db=self._pages)
+                    self._list_punch(tx, old)
+                    moved.append((old, new))
+                else:
+                    self._list_punch(tx, new)
+            self._put_packs(tx, packs)
+        return moved
 
     def remove(self, keys: Iterable[PageKey]) -> list[Extent]:
         """Removes pages; their bytes are listed for punching. Returns what was there."""
@@ -195,13 +260,38 @@ class PageIndex:
         value = tx.pop(key, db=self._pages)
         if value is None:
             return None
-        extent = Extent(key, *_PAGE.unpack(value))
+        extent = _extent(key, value)
         self._list_punch(tx, extent)
         return extent
+
+    def _check_format(self) -> None:
+        about = self._env.open_db(b"about")
+        with self._env.begin(write=True, db=about) as tx:
+            version = tx.get(b"format")
+            if version is None and not tx.stat(self._env.open_db(None, txn=tx))["entries"] > 1:
+                tx.put(b"format", _FORMAT)
+            elif version != _FORMAT:
+                raise lmdb.VersionMismatchError(f"an index of format {version}, not {_FORMAT!r}")
+
+    def _put_packs(self, tx: Any, packs: dict[int, PackState]) -> None:
+        for number, state in packs.items():
+            value = _PACK.pack(state.committed_end, state.sealed)
+            tx.put(_PACK_KEY.pack(number), value, db=self._packs)
 
     def _list_punch(self, tx: Any, extent: Extent) -> None:
         size = _U64.pack(record_bytes(extent.payload_bytes))
         tx.put(_PUNCH_KEY.pack(extent.pack, extent.offset), size, db=self._punches)
+
+
+def _page(extent: Extent) -> bytes:
+    _key, pack, offset, payload_bytes, sequence, position, key_id = extent
+    return _PAGE.pack(pack, offset // ALIGN_BYTES, payload_bytes, position, sequence) + key_id
+
+
+def _extent(key: PageKey, value: bytes) -> Extent:
+    pack, block, payload_bytes, position, sequence = _PAGE.unpack_from(value)
+    key_id = value[_PAGE.size :]
+    return Extent(key, pack, block * ALIGN_BYTES, payload_bytes, sequence, position, key_id)
 
 
 def _pack_state(value: bytes) -> PackState:

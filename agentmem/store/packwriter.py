@@ -1,10 +1,16 @@
-"""Appends batches of records to packs. Used from one thread (the disk tier's writer thread)."""
+"""Appends batches of records to packs. Used from one thread (the disk tier's writer thread).
+
+A batch is written and synced while the index still commits the one before: batches that are
+synced, but not known to the index yet, are pending. Files are not preallocated: beside direct
+writes in large pieces that was seen to save nothing.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,41 +22,65 @@ logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """A record to write: `view` is the whole of it, padding included, and stays as it is."""
+    """A record to write: `view` is the whole of it, padding included, and stays as it is.
+
+    `position` and `key_id` as in `Extent`.
+    """
 
     key: PageKey
     view: memoryview
     payload_bytes: int
     sequence: int
+    position: int = 0
+    key_id: bytes = b""
 
 
-class _OpenPack(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _OpenPack:
     number: int
     fd: int
     end: int
 
 
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Records that are written and synced: where they lie, and the packs' new states.
+
+    `epoch` is that of the writer when they were written.
+    """
+
+    epoch: int
+    extents: list[Extent] = field(default_factory=list)
+    states: dict[int, PackState] = field(default_factory=dict)
+    # What taking it back goes back to: number and end of the pack begun before, packs made since.
+    before: tuple[int, int] | None = None
+    created: list[int] = field(default_factory=list)
+
+
 class PackWriter:
-    """Writes at the end of the newest pack, and begins another when it is full."""
+    """Writes at the end of the newest pack, and begins another when it is full.
+
+    `epoch` counts how often pending batches were taken back: one of an older epoch is gone.
+    """
 
     def __init__(self, directory: Path, node_id: str, pack_bytes: int) -> None:
+        self.epoch = 0
         self._directory = directory
         self._node_id = node_id
         self._pack_bytes = pack_bytes
         self._current: _OpenPack | None = None
         self._next_number = 0
-        # What `undo` goes back to: the pack that was open, and the packs made since.
-        self._before: _OpenPack | None = None
-        self._created: list[_OpenPack] = []
+        self._pending: list[Batch] = []
+        self._uncut: dict[int, int] = {}
+        self._in_use: frozenset[int] = frozenset()
 
     @property
-    def current_number(self) -> int | None:
-        """The pack that the next record goes to; every other pack is never written again."""
-        current = self._current
-        return None if current is None else current.number
+    def in_use(self) -> frozenset[int]:
+        """Packs that are written to, or hold records of pending batches; for any thread."""
+        return self._in_use
 
     def resume(self, states: dict[int, PackState]) -> None:
-        """Goes on after the packs that are there."""
+        """Goes on after the packs that are there. Raises OSError."""
         if not states:
             return
         newest = max(states)
@@ -58,99 +88,119 @@ class PackWriter:
         if not states[newest].sealed:
             fd = os.open(self._directory / pack_name(newest), os.O_RDWR | os.O_CLOEXEC)
             self._current = _OpenPack(newest, fd, states[newest].committed_end)
+            self._note_use()
 
-    def write(self, records: Sequence[Record]) -> tuple[list[Extent], dict[int, PackState]]:
-        """Writes and syncs all records. Returns where they lie, and the packs' new states.
+    def write(self, records: Sequence[Record]) -> Batch:
+        """Writes and syncs all records. They are pending from then on.
 
-        Raises OSError after taking everything back. The caller must call `keep` once the index
-        knows the records, or `undo`.
+        Raises OSError after taking these back. The caller must call `keep` once the index knows
+        the batch, or `undo`.
         """
-        self._before = self._current
-        self._created = []
-        extents: list[Extent] = []
-        states: dict[int, PackState] = {}
+        self._cut_rest()
+        batch = Batch(self.epoch)
+        if self._current is not None:
+            batch.before = self._current.number, self._current.end
         try:
-            rest = list(records)
+            rest: Sequence[Record] = records
             while rest:
-                pack = self._pack_for(len(rest[0].view), states)
+                pack = self._pack_for(len(rest[0].view), batch)
                 taken = self._take(pack, rest)
-                offset = pack.end
+                at = pack.end
                 for record in taken:
-                    extents.append(
-                        Extent(
-                            record.key, pack.number, offset, record.payload_bytes, record.sequence
-                        )
+                    key, view, payload_bytes, sequence, position, key_id = record
+                    batch.extents.append(
+                        Extent(key, pack.number, at, payload_bytes, sequence, position, key_id)
                     )
-                    offset += len(record.view)
-                end = write_records(pack.fd, [record.view for record in taken], pack.end)
-                self._current = pack._replace(end=end)
-                states[pack.number] = PackState(end, sealed=False)
+                    at += len(view)
+                pack.end = write_records(pack.fd, [record.view for record in taken], pack.end)
+                batch.states[pack.number] = PackState(pack.end, sealed=False)
                 rest = rest[len(taken) :]
         except OSError:
-            self.undo()
+            self._take_back(batch)
+            self._note_use()
             raise
-        return extents, states
+        self._pending.append(batch)
+        self._note_use()
+        return batch
 
-    def keep(self) -> None:
-        """The index knows what `write` wrote."""
-        packs = [self._before, *self._created]
-        for pack in packs:
-            if pack is not None and (self._current is None or pack.number != self._current.number):
-                os.close(pack.fd)
-        self._before = None
-        self._created = []
+    def keep(self, batch: Batch) -> None:
+        """The index knows this batch."""
+        self._pending.remove(batch)
+        self._note_use()
 
     def undo(self) -> None:
-        """Takes back what `write` wrote. Raises nothing: recovery would cut it off at start.
+        """Takes back all pending batches. Raises nothing: what cannot be cut off now is later.
 
-        The pack is not written to again: after a failed sync nothing says what the medium has.
+        Their packs are not written to again.
         """
-        for pack in self._created:
-            os.close(pack.fd)
-            try:
-                (self._directory / pack_name(pack.number)).unlink(missing_ok=True)
-            except OSError as error:
-                logger.error("pack %d: stays, unused: %s", pack.number, error)
-        if self._before is not None:
-            try:
-                os.ftruncate(self._before.fd, self._before.end)
-            except OSError as error:
-                logger.error(
-                    "pack %d: torn bytes stay behind its end: %s", self._before.number, error
-                )
-            finally:
-                os.close(self._before.fd)
-        self._current = None
-        self._before = None
-        self._created = []
+        for batch in reversed(self._pending):
+            self._take_back(batch)
+        self._pending.clear()
+        self.epoch += 1
+        self._note_use()
 
     def close(self) -> None:
         """Closes the newest pack."""
+        self._close_current()
+        self._cut_rest()
+
+    def _take_back(self, batch: Batch) -> None:
+        """After a failed write or sync nothing says what the medium has: the pack is left."""
+        self._close_current()
+        for number in batch.created:
+            self._cut(number, 0)
+        if batch.before is not None:
+            self._cut(*batch.before)
+
+    def _cut(self, number: int, end: int) -> None:
+        path = self._directory / pack_name(number)
+        try:
+            if end:
+                os.truncate(path, end)
+            else:
+                path.unlink(missing_ok=True)
+            self._uncut.pop(number, None)
+        except OSError as error:
+            # Nothing refers to these bytes; the next start would cut them off, too.
+            if number not in self._uncut:
+                logger.error("pack %d: bytes after %d stay for now: %s", number, end, error)
+            self._uncut[number] = end
+
+    def _cut_rest(self) -> None:
+        for number, end in list(self._uncut.items()):
+            self._cut(number, end)
+
+    def _close_current(self) -> None:
         if self._current is not None:
             os.close(self._current.fd)
             self._current = None
 
-    def _pack_for(self, size_bytes: int, states: dict[int, PackState]) -> _OpenPack:
+    def _pack_for(self, size_bytes: int, batch: Batch) -> _OpenPack:
         current = self._current
         if current is not None:
             if current.end + size_bytes <= self._pack_bytes or current.end == PACK_HEADER_BYTES:
                 return current
-            states[current.number] = PackState(current.end, sealed=True)
+            batch.states[current.number] = PackState(current.end, sealed=True)
+            self._close_current()
         # A number is used once, even where making its file fails half-way.
         number, self._next_number = self._next_number, self._next_number + 1
         fd = create_pack(self._directory / pack_name(number), self._node_id, number)
-        pack = _OpenPack(number, fd, PACK_HEADER_BYTES)
-        self._created.append(pack)
-        self._current = pack
-        return pack
+        batch.created.append(number)
+        self._current = _OpenPack(number, fd, PACK_HEADER_BYTES)
+        self._in_use |= {number}
+        return self._current
 
-    def _take(self, pack: _OpenPack, records: Sequence[Record]) -> list[Record]:
+    def _take(self, pack: _OpenPack, records: Sequence[Record]) -> Sequence[Record]:
         """The records that still fit the pack: at least one, so that a large one has a pack too."""
-        taken: list[Record] = []
-        end = pack.end
-        for record in records:
-            if taken and end + len(record.view) > self._pack_bytes:
-                break
-            taken.append(record)
-            end += len(record.view)
-        return taken
+        end = pack.end + len(records[0].view)
+        count = 1
+        while count < len(records) and end + len(records[count].view) <= self._pack_bytes:
+            end += len(records[count].view)
+            count += 1
+        return records[:count]
+
+    def _note_use(self) -> None:
+        used = {number for batch in self._pending for number in batch.states}
+        if self._current is not None:
+            used.add(self._current.number)
+        self._in_use = frozenset(used)

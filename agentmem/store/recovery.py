@@ -26,6 +26,8 @@ from agentmem.store.pack import (
     punch,
     scan_records,
 )
+from agentmem.store.space import PackSpace
+from agentmem.store.table import PageTable
 
 logger = logging.getLogger(__name__)
 
@@ -53,41 +55,60 @@ def open_index(path: Path) -> tuple[PageIndex, bool]:
     return index, fresh
 
 
-def recover(directory: Path, index: PageIndex, *, rebuilt: bool) -> Recovery:
-    """Makes the index say what the packs hold. Raises OSError when the directory is unreadable."""
+def recover(
+    directory: Path, index: PageIndex, table: PageTable, space: PackSpace, *, rebuilt: bool
+) -> Recovery:
+    """Makes the index say what the packs hold, and fills table and space from it.
+
+    Raises OSError when the directory is unreadable.
+    """
     files = {n: p for p in directory.iterdir() if (n := pack_number(p)) is not None}
-    lost = _forget_lost(index, files)
+    lost = _load(index, table, space, {n: path.stat().st_size for n, path in files.items()})
     states = index.packs()
-    newest = max(files, default=-1)
-    added = cut = 0
-    for number in sorted(files):
-        extents, state, cut_bytes = _read_tail(files[number], number, states.get(number))
-        sealed = state.sealed or number != newest
-        refused = index.commit(extents, {number: PackState(state.committed_end, sealed)})
-        added += len(extents) - len(refused)
-        cut += cut_bytes
-    return Recovery(added, lost, cut, rebuilt and bool(files))
-
-
-def _forget_lost(index: PageIndex, files: dict[int, Path]) -> int:
-    """Drops index entries whose bytes are not in the packs any more."""
-    sizes = {number: path.stat().st_size for number, path in files.items()}
-    lost = [
-        extent
-        for extent in index.extents()
-        if extent.offset + record_bytes(extent.payload_bytes) > sizes.get(extent.pack, 0)
-    ]
-    gone = [number for number in index.packs() if number not in files]
+    gone = [number for number in states if number not in files]
     if lost or gone:
         logger.error("%d pages and packs %s are missing on disk: forgotten", len(lost), gone)
         index.forget(lost, gone)
-    return len(lost)
+    newest = max(files, default=-1)
+    added = cut = 0
+    for number in sorted(files):
+        before = states.get(number)
+        extents, state, cut_bytes = _read_tail(files[number], number, before)
+        state = PackState(state.committed_end, state.sealed or number != newest)
+        cut += cut_bytes
+        if extents or state != before:
+            refused = set(index.commit(extents, {number: state}))
+            added += len(extents) - len(refused)
+            now = int(time.time())
+            for extent in extents:
+                if extent not in refused:
+                    table.add(extent, now)
+                    space.put(extent.pack, record_bytes(extent.payload_bytes))
+    return Recovery(added, len(lost), cut, rebuilt and bool(files))
+
+
+def _load(
+    index: PageIndex, table: PageTable, space: PackSpace, sizes: dict[int, int]
+) -> list[Extent]:
+    """Reads the index's pages. Returns those whose bytes are not in the packs any more."""
+    lost = []
+    now = int(time.time())
+    for extent in index.extents():
+        size_bytes = record_bytes(extent.payload_bytes)
+        if extent.offset + size_bytes > sizes.get(extent.pack, 0):
+            lost.append(extent)
+        else:
+            table.add(extent, now)
+            space.put(extent.pack, size_bytes)
+    return lost
 
 
 def _read_tail(
     path: Path, number: int, state: PackState | None
 ) -> tuple[list[Extent], PackState, int]:
     """Reads what lies behind a pack's committed end, and cuts off what is torn."""
+    if state is not None and state.sealed and path.stat().st_size <= state.committed_end:
+        return [], state, 0
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         sealed = state.sealed if state else False
@@ -103,11 +124,19 @@ def _read_tail(
         end = _destroy_gaps(fd, found, start)
         if size != end:
             os.ftruncate(fd, end)
-        os.fsync(fd)
+        if not size == end == start:
+            os.fsync(fd)
     finally:
         os.close(fd)
     extents = [
-        Extent(f.header.key, number, f.offset, f.header.payload_bytes, f.header.sequence)
+        Extent(
+            f.header.key,
+            number,
+            f.offset,
+            f.header.payload_bytes,
+            f.header.sequence,
+            key_id=f.header.seal.key_id if f.header.seal else b"",
+        )
         for f in found
     ]
     return extents, PackState(end, sealed), max(0, size - end)
