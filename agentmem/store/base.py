@@ -12,12 +12,16 @@ from agentmem.core import PageKey, Tier
 
 
 class Location(NamedTuple):
-    """Where a reader finds a page's record: `offset` is that of its header block."""
+    """Where a reader finds a page's record: `offset` is that of its header block.
+
+    `key_id` names the data key of a sealed record, and is empty for a plain one.
+    """
 
     tier: Tier
     path: str
     offset: int
     payload_bytes: int
+    key_id: bytes = b""
 
 
 class TierUsage(NamedTuple):

@@ -2,58 +2,68 @@
 
 State is changed on the event loop. Appending runs in a writer thread, the index in an index thread,
 each one call at a time, so that index transactions have one order: write -> sync -> index commit,
-and only then is a page in the tier. A deletion is an index transaction first, then the bytes are
-punched out of the pack; until that is done the index remembers that it must be.
+and only then is a page in the tier. While one batch is being committed the next is written. A
+deletion is an index transaction first, then the bytes are punched out of the pack; until that is
+done the index remembers that it must be.
+
+In memory a page is a row of `PageTable`. A `DiskCopy` exists only while someone looks at one: all
+who do share it, and with it its read holds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import lmdb
 
 from agentmem.core import PageKey, Tier
 from agentmem.errors import StoreRefused
 from agentmem.pages.record import record_bytes
+from agentmem.store.audit import Audit, audit_packs
 from agentmem.store.base import Location, PageCopy, TierUsage
 from agentmem.store.claims import Terms
+from agentmem.store.compaction import Compactor
 from agentmem.store.index import Extent, PageIndex, Unclaimed
-from agentmem.store.pack import PACK_BYTES, pack_name, punch
-from agentmem.store.packwriter import PackWriter, Record
-from agentmem.store.recovery import Recovery, open_index, recover
+from agentmem.store.indexthread import IndexThread
+from agentmem.store.medium import reason_of
+from agentmem.store.pack import PACK_BYTES, PACK_HEADER_BYTES, pack_name
+from agentmem.store.packwriter import Batch, PackWriter, Record
+from agentmem.store.pipeline import Pipeline
+from agentmem.store.reclaim import Dead, Reclaimer
+from agentmem.store.recovery import Recovery, recover
+from agentmem.store.space import PackSpace
+from agentmem.store.table import PageTable, PageUse
 
-logger = logging.getLogger(__name__)
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _EVICTION_CHUNK_PAGES = 256
+_EVICTION_LOOK_PAGES = 4096
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True, weakref_slot=True)
 class DiskCopy(PageCopy):
-    """A page in a pack."""
+    """A page in a pack. `key_id` names the data key of a sealed record, empty for a plain one."""
 
     pack: int
     offset: int
     sequence: int
+    position: int = 0
+    key_id: bytes = b""
 
 
 class DiskTier:
     """Packs below one directory, up to `budget_bytes` of records, and their index.
 
-    `clock` gives seconds since the epoch, against which claims expire.
+    `clock` gives seconds since the epoch, against which claims expire. `degraded` is why the tier
+    took nothing the last time, as in `medium.REASONS`, and empty while it works.
     """
 
     tier = Tier.DISK
@@ -68,70 +78,102 @@ class DiskTier:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.counters: Counter[str] = Counter()
-        self.reclaim_wanted = asyncio.Event()
-        self._reclaiming = asyncio.Lock()
+        self.degraded = ""
         self._directory = directory
         self._budget_bytes = budget_bytes
         self._clock = clock
-        self._writer = PackWriter(directory, node_id, pack_bytes)
-        self._writer_thread = ThreadPoolExecutor(1, "disk-writer")
-        self._index_thread = ThreadPoolExecutor(1, "disk-index")
-        self._punch_thread = ThreadPoolExecutor(1, "disk-punch")
-        self._index: PageIndex
-        self._pages: dict[PageKey, DiskCopy] = {}  # oldest first
-        self._page_bytes = 0
-        self._reserved_bytes = 0
-        # Records per pack whose bytes are not destroyed yet, deleted ones included.
-        self._records: Counter[int] = Counter()
-        self._to_punch: list[tuple[int, int, int]] = []
+        self._index_thread = IndexThread()
+        self._table = PageTable()
+        self._space = PackSpace()
+        writer = PackWriter(directory, node_id, pack_bytes)
+        self._pipeline = Pipeline(writer, self._index_thread, self._table)
+        self._reclaimer = Reclaimer(
+            directory, self._space, self._index_thread, lambda: self._pipeline.in_use
+        )
+        self._compactor = Compactor(directory, self._space, self._table)
+        self._copies: WeakValueDictionary[PageKey, DiskCopy] = WeakValueDictionary()
+
+    @property
+    def reclaim_wanted(self) -> asyncio.Event:
+        """Set while `reclaim` has something new to do."""
+        return self._reclaimer.wanted
 
     async def open(self) -> Recovery:
         """Recovers index and packs. Raises OSError or lmdb.Error when neither can be read."""
-        recovery = await self._in_index_thread(self._open)
-        for extent in await self._in_index_thread(self._index.extents):
-            self._add(extent)
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        recover_all = partial(recover, self._directory, self._table, self._space)
+        recovery = await self._index_thread.open(self._directory / "index", recover_all)
         for pack, offset, size_bytes in await self._in_index_thread(self._index.punches):
-            self._records[pack] += 1
-            self._reserved_bytes += size_bytes
-            self._to_punch.append((pack, offset, size_bytes))
+            self._put_dead(Dead(pack, offset, size_bytes))
         packs = await self._in_index_thread(self._index.packs)
-        self._writer.resume(packs)
+        for number, state in packs.items():
+            self._space.note_written(number, state.committed_end - PACK_HEADER_BYTES)
+        await self._pipeline.resume(packs)
         await self.reclaim()
-        await self._unlink_empty(packs)
+        await self._reclaimer.unlink_empty(packs)
         return recovery
 
     async def close(self) -> None:
         """Ends the threads; what was appended is durable already."""
         await self.reclaim()
-        for thread in (self._writer_thread, self._punch_thread):
-            thread.shutdown(wait=True)
-        self._writer.close()
-        await self._in_index_thread(self._index.close)
-        self._index_thread.shutdown(wait=True)
+        await self._pipeline.close()
+        self._reclaimer.close()
+        await self._index_thread.close()
+
+    def __contains__(self, key: PageKey) -> bool:
+        """Whether the page is durable here."""
+        return key in self._table
 
     def get(self, key: PageKey) -> DiskCopy | None:
         """The page's copy, None when it is not durable here. Changes nothing."""
-        return self._pages.get(key)
+        copy = self._copies.get(key)
+        if copy is None:
+            extent = self._table.get(key)
+            if extent is None:
+                return None
+            copy = DiskCopy(
+                key,
+                extent.payload_bytes,
+                pack=extent.pack,
+                offset=extent.offset,
+                sequence=extent.sequence,
+                position=extent.position,
+                key_id=extent.key_id,
+            )
+            self._copies[key] = copy
+        return copy
+
+    def uses(self) -> Iterator[PageUse]:
+        """Key, bytes, position and last use of all pages, from which to choose those to evict.
+
+        In no order that means anything. Pages may come and go meanwhile; any thread may read it.
+        """
+        return self._table.uses()
 
     def location(self, copy: DiskCopy) -> Location:
         """The pack file and the record's offset in it."""
         path = self._directory / pack_name(copy.pack)
-        return Location(Tier.DISK, str(path), copy.offset, copy.payload_bytes)
+        return Location(Tier.DISK, str(path), copy.offset, copy.payload_bytes, copy.key_id)
 
     def hold(self, copy: DiskCopy) -> None:
-        """Takes a read hold."""
+        """Takes a read hold, and makes the page the most recently used."""
         copy.holds += 1
+        self._table.touch(copy.key, int(self._clock()))
 
     def unhold(self, copy: DiskCopy) -> None:
         """Ends a read hold; after the last one of a copy that is gone `reclaim` takes its bytes."""
         copy.holds -= 1
         if copy.gone and copy.holds == 0:
-            self._destroy_later(copy)
+            size_bytes = record_bytes(copy.payload_bytes)
+            self._reclaimer.later(Dead(copy.pack, copy.offset, size_bytes))
 
     def usage(self) -> TierUsage:
         """Pages held, and bytes of all records that lie in packs against the budget."""
         return TierUsage(
-            len(self._pages), self._page_bytes, self._reserved_bytes, self._budget_bytes
+            len(self._table),
+            self._table.page_bytes,
+            self._space.reserved_bytes,
+            self._budget_bytes,
         )
 
     async def append(self, records: Sequence[Record]) -> list[Record]:
@@ -139,58 +181,123 @@ class DiskTier:
 
         Returns those that did not become pages because they were deleted meanwhile (or are
         here already). Raises StoreRefused when the budget is used up by claimed pages, or the
-        medium is full or fails; none of the records is then in the tier.
+        medium is full or fails; none of the records is then in the tier. Called again before it
+        returns, it writes the next batch while the index commits this one.
         """
         try:
-            return await self._append(records)
+            batch, refused = await self._write(records, self._commit)
         except (OSError, lmdb.Error) as error:
             raise self._refusal(error) from error
+        self.degraded = ""
+        lost = {(extent.pack, extent.offset) for extent in refused}
+        return [
+            record
+            for record, extent in zip(records, batch.extents, strict=True)
+            if (extent.pack, extent.offset) in lost
+        ]
 
-    async def _append(self, records: Sequence[Record]) -> list[Record]:
-        size_bytes = sum(len(record.view) for record in records)
-        await self._make_room(size_bytes)
-        try:
-            extents, states = await self._in_writer_thread(self._writer.write, records)
-        except OSError as error:
-            # The file system is smaller than our budget: evicting may help, but only once.
-            if error.errno not in _FULL or not await self.evict(size_bytes):
-                raise
-            extents, states = await self._in_writer_thread(self._writer.write, records)
-        try:
-            commit = partial(self._index.commit, extents, states)
-            refused = {(e.pack, e.offset) for e in await self._in_index_thread(commit)}
-        except lmdb.Error:
-            await self._in_writer_thread(self._writer.undo)
-            raise
+    async def _commit(self, batch: Batch) -> list[Extent]:
+        commit = partial(self._index.commit, batch.extents, batch.states)
+        refused = await self._in_index_thread(commit)
         # No await between the commit and here: what the index thread does next (a deletion, say)
-        # then finds the page in `_pages`.
-        rejected = []
-        for record, extent in zip(records, extents, strict=True):
-            copy = self._add(extent, visible=(extent.pack, extent.offset) not in refused)
-            if copy.gone:
-                self._destroy_later(copy)
-                rejected.append(record)
-        await self._in_writer_thread(self._writer.keep)
-        return rejected
+        # then finds the page in the table.
+        lost = {(extent.pack, extent.offset) for extent in refused}
+        now = int(self._clock())
+        for extent in batch.extents:
+            if (extent.pack, extent.offset) in lost:
+                self._put_dead(Dead.of(extent))
+            else:
+                self._space.put(extent.pack, record_bytes(extent.payload_bytes))
+                self._table.add(extent, now)
+        return refused
 
-    async def evict(self, size_bytes: int) -> int:
-        """Evicts pages that nothing claims, oldest first, until `size_bytes` are free.
+    async def _write(
+        self, records: Sequence[Record], commit: Callable[[Batch], Awaitable[T]]
+    ) -> tuple[Batch, T]:
+        """As `Pipeline.write`. Raises StoreRefused without room in the budget, too."""
+        size_bytes = sum(len(record.view) for record in records)
+        return await self._pipeline.write(records, partial(self._make_room, size_bytes), commit)
 
-        Returns the bytes freed, which may be fewer.
+    async def compact(self) -> int:
+        """Moves the pages of one pack that is mostly empty to the newest, so that it goes.
+
+        Returns the bytes of the records moved, 0 when no pack needs it or there is no room. Raises
+        OSError or lmdb.Error; every page is then where it was.
         """
-        freed = 0
-        candidates = [key for key, copy in self._pages.items() if not copy.holds]
-        for start in range(0, len(candidates), _EVICTION_CHUNK_PAGES):
-            if freed >= size_bytes:
-                break
-            chunk = candidates[start : start + _EVICTION_CHUNK_PAGES]
-            evict = partial(self._index.evict_unclaimed, chunk, size_bytes - freed, self._now_us())
-            extents = await self._in_index_thread(evict)
-            self._drop(extents)
-            self.counters["evicted_disk_pages"] += len(extents)
-            freed += sum(record_bytes(extent.payload_bytes) for extent in extents)
+        live = await self._compactor.read(
+            self._pipeline.in_use, has_holes=self._reclaimer.has_holes
+        )
+        if not live:
+            return 0
+        size_bytes = sum(len(record.view) for _, record in live)
+        if self._missing_bytes(size_bytes) > 0:
+            return 0  # making room for it would cost pages
+        old = [extent for extent, _ in live]
+        await self._write([record for _, record in live], partial(self._move, old))
+        await self.reclaim()
+        self.counters["compacted_packs"] += 1
+        self.counters["compacted_bytes"] += size_bytes
+        return size_bytes
+
+    async def _move(self, old: Sequence[Extent], batch: Batch) -> None:
+        moves = list(zip(old, batch.extents, strict=True))
+        moved = await self._in_index_thread(partial(self._index.move, moves, batch.states))
+        done = {extent.key for extent, _ in moved}
+        for before, after in moves:
+            if after.key in done:
+                self._space.put(after.pack, record_bytes(after.payload_bytes))
+                self._table.move(after.key, after.pack, after.offset)
+                self._leave(before)
+            else:
+                self._put_dead(Dead.of(after))
+
+    async def audit(self, *, headers: bool = True) -> Audit:
+        """Compares index, packs and accounting, with nothing else under way. Changes nothing.
+
+        `headers`: whether to read each record's header, too. Raises OSError, lmdb.Error.
+        """
+        async with self._pipeline.quiet():
+            await self.reclaim()
+            compare = partial(
+                audit_packs,
+                self._directory,
+                self._index,
+                self._table,
+                self._space.reserved_bytes,
+                headers=headers,
+            )
+            return await self._in_index_thread(compare)
+
+    async def evict(self, size_bytes: int, keys: Sequence[PageKey] | None = None) -> int:
+        """Evicts pages that nothing claims until `size_bytes` are free, in the order of `keys`.
+
+        Without `keys` the least recently used go first. Pages that are being read stay. Returns
+        the bytes freed, which may be fewer.
+        """
+        freed = tried = 0
+        look = _EVICTION_LOOK_PAGES if keys is None else len(keys)
+        while freed < size_bytes and tried < (len(self._table) if keys is None else len(keys)):
+            candidates = keys
+            if candidates is None:
+                find = partial(self._table.least_used, look)
+                candidates = (await self._in_index_thread(find))[tried:]
+            tried = look
+            look *= 8
+            for start in range(0, len(candidates), _EVICTION_CHUNK_PAGES):
+                if freed >= size_bytes:
+                    break
+                chunk = candidates[start : start + _EVICTION_CHUNK_PAGES]
+                freed += await self._evict(chunk, size_bytes - freed)
         await self.reclaim()
         return freed
+
+    async def _evict(self, keys: Sequence[PageKey], size_bytes: int) -> int:
+        idle = [key for key in keys if (copy := self._copies.get(key)) is None or not copy.holds]
+        evict = partial(self._index.evict_unclaimed, idle, size_bytes, self._now_us())
+        extents = await self._in_index_thread(evict)
+        self._drop(extents)
+        self.counters["evicted_disk_pages"] += len(extents)
+        return sum(record_bytes(extent.payload_bytes) for extent in extents)
 
     async def remove(self, keys: Iterable[PageKey]) -> int:
         """Removes pages and destroys their bytes (those being read: after the last hold)."""
@@ -239,94 +346,51 @@ class DiskTier:
 
     async def reclaim(self) -> None:
         """Destroys the bytes of deleted pages that nobody reads any more: they are on return."""
-        async with self._reclaiming:
-            await self._reclaim()
+        await self._reclaimer.run()
+        self.counters["punch_failed"] = self._reclaimer.counters["punch_failed"]
 
-    async def _reclaim(self) -> None:
-        work, self._to_punch = self._to_punch, []
-        self.reclaim_wanted.clear()
-        if not work:
-            return
-        loop = asyncio.get_running_loop()
-        done = await loop.run_in_executor(self._punch_thread, self._punch, work)
-        await self._in_index_thread(
-            partial(self._index.finish, [(pack, offset) for pack, offset, _ in done], [])
-        )
-        self.counters["punch_failed"] += len(work) - len(done)
-        for pack, _offset, size_bytes in done:
-            self._reserved_bytes -= size_bytes
-            self._records[pack] -= 1
-        await self._unlink_empty({pack for pack, _, _ in done})
-
-    def _open(self) -> Recovery:
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._index, rebuilt = open_index(self._directory / "index")
-        return recover(self._directory, self._index, rebuilt=rebuilt)
-
-    def _add(self, extent: Extent, *, visible: bool = True) -> DiskCopy:
-        copy = DiskCopy(
-            extent.key,
-            extent.payload_bytes,
-            gone=not visible,
-            pack=extent.pack,
-            offset=extent.offset,
-            sequence=extent.sequence,
-        )
-        self._records[extent.pack] += 1
-        self._reserved_bytes += record_bytes(extent.payload_bytes)
-        if visible:
-            self._pages[extent.key] = copy
-            self._page_bytes += extent.payload_bytes
-        return copy
+    @property
+    def _index(self) -> PageIndex:
+        return self._index_thread.index
 
     def _drop(self, extents: Iterable[Extent]) -> None:
         """Makes pages, which the index no longer has, invisible to readers."""
         for extent in extents:
-            copy = self._pages.pop(extent.key)
+            self._table.pop(extent.key)
+            self._leave(extent)
+
+    def _leave(self, extent: Extent) -> None:
+        """The record at this place is no page any more: it goes when nobody reads it."""
+        dead = Dead.of(extent)
+        self._space.die(dead.pack, dead.size_bytes)
+        copy = self._copies.pop(extent.key, None)
+        if copy is not None:
             copy.gone = True
-            self._page_bytes -= copy.payload_bytes
-            if copy.holds == 0:
-                self._destroy_later(copy)
+        if copy is None or copy.holds == 0:
+            self._reclaimer.later(dead)
 
-    def _destroy_later(self, copy: DiskCopy) -> None:
-        self._to_punch.append((copy.pack, copy.offset, record_bytes(copy.payload_bytes)))
-        self.reclaim_wanted.set()
+    def _put_dead(self, dead: Dead) -> None:
+        """There is a record that never was, or is no page any more."""
+        self._space.put(dead.pack, dead.size_bytes)
+        self._space.die(dead.pack, dead.size_bytes)
+        self._reclaimer.later(dead)
 
-    def _punch(self, work: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-        """Punches extents, in the punch thread. Returns those whose bytes are gone for sure."""
-        done = []
-        by_pack: dict[int, list[tuple[int, int, int]]] = {}
-        for extent in work:
-            by_pack.setdefault(extent[0], []).append(extent)
-        for pack, extents in by_pack.items():
-            try:
-                fd = os.open(self._directory / pack_name(pack), os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    for _pack, offset, size_bytes in extents:
-                        punch(fd, offset, size_bytes)
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-                done += extents
-            except FileNotFoundError:
-                done += extents
-            except OSError as error:
-                logger.error("pack %d: bytes of deleted pages stay until restart: %s", pack, error)
-        return done
+    def _missing_bytes(self, size_bytes: int) -> int:
+        """By how much the budget is too small for so much more."""
+        reserved = self._space.reserved_bytes + self._pipeline.unaccounted_bytes
+        return reserved + size_bytes - self._budget_bytes
 
-    async def _unlink_empty(self, packs: Iterable[int]) -> None:
-        empty = [p for p in packs if self._records[p] == 0 and p != self._writer.current_number]
-        for pack in empty:
-            (self._directory / pack_name(pack)).unlink(missing_ok=True)
-            del self._records[pack]
-        if empty:
-            await self._in_index_thread(partial(self._index.forget, [], empty))
-
-    async def _make_room(self, size_bytes: int) -> None:
-        missing = self._reserved_bytes + size_bytes - self._budget_bytes
+    async def _make_room(self, size_bytes: int, full: OSError | None) -> None:
+        if full is not None:
+            # The file system is smaller than our budget: evicting may help.
+            if not await self.evict(size_bytes):
+                raise full
+            return
+        missing = self._missing_bytes(size_bytes)
         if missing > 0 and size_bytes <= self._budget_bytes:
             await self.evict(missing)
-        if self._reserved_bytes + size_bytes > self._budget_bytes:
+        if self._missing_bytes(size_bytes) > 0:
+            self.degraded = "disk_budget"
             self.counters["refused_disk_budget"] += 1
             raise StoreRefused(
                 f"the disk tier's {self._budget_bytes} bytes are used by claimed pages",
@@ -334,23 +398,12 @@ class DiskTier:
             )
 
     def _refusal(self, error: OSError | lmdb.Error) -> StoreRefused:
-        code = error.errno if isinstance(error, OSError) else None
-        if code in _FULL:
-            reason = "disk_full"
-        elif isinstance(error, lmdb.Error):
-            reason = "index_failed"
-        else:
-            reason = "disk_failed"
-        self.counters[f"refused_{reason}"] += 1
-        return StoreRefused(f"the disk tier took nothing: {error}", reason=reason)
+        self.degraded = reason_of(error)
+        self.counters[f"refused_{self.degraded}"] += 1
+        return StoreRefused(f"the disk tier took nothing: {error}", reason=self.degraded)
 
     def _now_us(self) -> int:
         return int(self._clock() * 1_000_000)
 
     async def _in_index_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._index_thread, call)
-
-    async def _in_writer_thread(self, call: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._writer_thread, partial(call, *args)
-        )
+        return await self._index_thread.run(call)

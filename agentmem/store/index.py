@@ -137,24 +137,14 @@ class PageIndex:
         with self._env.begin(db=self._doomed) as tx:
             return {PageKey(bytes(k)): _U64.unpack(v)[0] for k, v in tx.cursor()}
 
-    def commit(
-        self,
-        extents: Sequence[Extent],
-        packs: dict[int, PackState],
-        undone: Iterable[Extent] = (),
-    ) -> list[Extent]:
+    def commit(self, extents: Sequence[Extent], packs: dict[int, PackState]) -> list[Extent]:
         """Makes written records visible and durable as pages.
 
         Returns those that did not become pages, because the page was deleted while its record
-        was being written or exists already; their bytes are listed for punching. `undone` are
-        extents of commits that failed and were taken back: should the medium have kept such a
-        commit after all, its entries go now.
+        was being written or exists already; their bytes are listed for punching.
         """
         refused = []
         with self._env.begin(write=True) as tx:
-            for extent in undone:
-                if tx.get(extent.key, db=self._pages) == _page(extent):
-                    tx.delete(extent.key, db=self._pages)
             for extent in extents:
                 doomed = tx.get(extent.key, db=self._doomed)
                 deleted = doomed is not None and _U64.unpack(doomed)[0] >= extent.sequence
@@ -164,6 +154,22 @@ class PageIndex:
                     self._list_punch(tx, extent)
             self._put_packs(tx, packs)
         return refused
+
+    def take_back(self, undone: Iterable[tuple[Extent, Extent | None]]) -> None:
+        """Makes sure that commits which failed are not there, whatever the medium kept of them.
+
+        Each is the extent that was to be committed, and where the page lies really, if anywhere.
+        """
+        with self._env.begin(write=True) as tx:
+            for extent, before in undone:
+                tx.delete(_PUNCH_KEY.pack(extent.pack, extent.offset), db=self._punches)
+                if tx.get(extent.key, db=self._pages) != _page(extent):
+                    continue
+                if before is None:
+                    tx.delete(extent.key, db=self._pages)
+                else:
+                    tx.put(extent.key, _page(before), db=self._pages)
+                    tx.delete(_PUNCH_KEY.pack(before.pack, before.offset), db=self._punches)
 
     def move(
         self, moves: Sequence[tuple[Extent, Extent]], packs: dict[int, PackState]
@@ -265,13 +271,17 @@ class PageIndex:
         return extent
 
     def _check_format(self) -> None:
+        file = self._path / "data.mdb"
+        if file.stat().st_size < (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]:
+            # LMDB maps the file: reading beyond its end would end the process.
+            raise lmdb.CorruptedError("the index file is shorter than it says")
         about = self._env.open_db(b"about")
         with self._env.begin(write=True, db=about) as tx:
             version = tx.get(b"format")
             if version is None and not tx.stat(self._env.open_db(None, txn=tx))["entries"] > 1:
                 tx.put(b"format", _FORMAT)
             elif version != _FORMAT:
-                raise lmdb.VersionMismatchError(f"an index of format {version}, not {_FORMAT!r}")
+                raise lmdb.VersionMismatchError(f"an index of format {version!r}, not {_FORMAT!r}")
 
     def _put_packs(self, tx: Any, packs: dict[int, PackState]) -> None:
         for number, state in packs.items():

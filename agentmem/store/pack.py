@@ -129,20 +129,22 @@ def read_record(path: str, offset: int, size_bytes: int) -> memoryview:
         os.close(fd)
 
 
-def punch(fd: int, offset: int, size_bytes: int) -> None:
+def punch(fd: int, offset: int, size_bytes: int) -> bool:
     """Makes the bytes a hole: they read as zeros and are given back to the file system.
 
-    Where the file system has no holes, zeros are written over them. Raises OSError.
+    Where the file system has no holes, zeros are written over them, and it returns False: their
+    space goes back with the file. Raises OSError.
     """
     mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
     if _libc.fallocate(fd, mode, offset, size_bytes) == 0:
-        return
+        return True
     code = ctypes.get_errno()
     if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
         raise OSError(code, os.strerror(code))
     zeros = bytes(1 << 20)
     for at in range(offset, offset + size_bytes, len(zeros)):
         os.pwrite(fd, zeros[: min(len(zeros), offset + size_bytes - at)], at)
+    return False
 
 
 def scan_records(fd: int, start: int) -> list[Found]:

@@ -48,20 +48,29 @@ def open_index(path: Path) -> tuple[PageIndex, bool]:
         index = PageIndex(path)
         index.packs()
     except lmdb.Error as error:
-        aside = path.with_name(f"{path.name}.bad-{time.time_ns()}")
-        logger.error("the index is unreadable (%s): kept as %s, rebuilt from packs", error, aside)
-        path.rename(aside)
+        logger.error("the index is unreadable: %s", error)
+        set_aside(path)
         return PageIndex(path), True
     return index, fresh
 
 
+def set_aside(path: Path) -> None:
+    """Keeps an index that cannot be used under another name. Raises OSError."""
+    aside = path.with_name(f"{path.name}.bad-{time.time_ns()}")
+    logger.error("the index is kept as %s, and rebuilt from packs", aside)
+    path.rename(aside)
+
+
 def recover(
-    directory: Path, index: PageIndex, table: PageTable, space: PackSpace, *, rebuilt: bool
+    directory: Path, table: PageTable, space: PackSpace, index: PageIndex, rebuilt: bool
 ) -> Recovery:
     """Makes the index say what the packs hold, and fills table and space from it.
 
-    Raises OSError when the directory is unreadable.
+    Raises OSError when the directory is unreadable, lmdb.Error when the index is: it may be called
+    again then, with another.
     """
+    table.clear()
+    space.clear()
     files = {n: p for p in directory.iterdir() if (n := pack_number(p)) is not None}
     lost = _load(index, table, space, {n: path.stat().st_size for n, path in files.items()})
     states = index.packs()

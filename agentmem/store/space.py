@@ -24,6 +24,11 @@ class PackSpace:
         self.reserved_bytes = 0
         self._packs: dict[int, _Pack] = {}
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.reserved_bytes = 0
+        self._packs.clear()
+
     def put(self, pack: int, size_bytes: int) -> None:
         """A live record lies there now."""
         entry = self._packs.get(pack)
@@ -33,6 +38,12 @@ class PackSpace:
         entry.live_bytes += size_bytes
         entry.written_bytes += size_bytes
         self.reserved_bytes += size_bytes
+
+    def note_written(self, pack: int, size_bytes: int) -> None:
+        """So much was ever written there, whatever is left of it."""
+        entry = self._packs.get(pack)
+        if entry is not None:
+            entry.written_bytes = max(size_bytes, entry.written_bytes)
 
     def die(self, pack: int, size_bytes: int) -> None:
         """A record there is no page any more; its bytes are still there."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
+from heapq import nsmallest
 from typing import NamedTuple
 
 from agentmem.core import FINGERPRINT_DIGEST_BYTES, PAGE_KEY_BYTES, PageKey
@@ -47,6 +48,10 @@ class PageTable:
     """Extents by page key. `page_bytes` is the sum of their payloads."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
         self.page_bytes = 0
         self._pages = 0
         self._rows = bytearray(_ROW_BYTES)  # row 0 is no row: a slot that holds 0 is empty
@@ -138,6 +143,11 @@ class PageTable:
                 if block:  # a pack's first block is its header: a row with 0 is free
                     yield PageUse(PageKey(key), payload_bytes, position, last_used)
             row += _CHUNK_ROWS
+
+    def least_used(self, pages: int) -> list[PageKey]:
+        """So many keys, those used longest ago first; of one second's, the last of a log first."""
+        found = nsmallest(pages, self.uses(), key=lambda use: (use.last_used, -use.position))
+        return [use.key for use in found]
 
     def extents(self) -> Iterator[Extent]:
         """All pages' extents, as `uses`."""

@@ -201,7 +201,8 @@ async def test_a_deletion_cut_short_by_a_crash_is_finished_at_start(
     disk = await open_disk()
     await disk.append([record_of(n) for n in range(2)])
     with monkeypatch.context() as patched:
-        patched.setattr(disk, "_punch", lambda work: [])  # the agent dies before it punches
+        # The agent dies before it punches.
+        patched.setattr(disk._reclaimer, "_destroy", lambda work: ([], work))
         await disk.remove([key_of(0)])
     assert payload_of(0)[:64] in bytes_of(tmp_path)
     disk = await open_disk()
@@ -305,7 +306,7 @@ async def test_what_the_index_did_not_take_is_no_page(
         patched.setattr(disk._index, "commit", fail)
         with pytest.raises(StoreRefused) as refused:
             await disk.append([record_of(0)])
-    assert refused.value.reason == "index_failed"
+    assert refused.value.reason == "index_full"
     disk = await open_disk()
     assert held(disk, range(1)) == []
 
