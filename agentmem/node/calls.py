@@ -16,6 +16,7 @@ from agentmem.node.writebehind import WriteBehind
 from agentmem.store.base import TierUsage
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramTier
+from agentmem.store.medium import REASONS
 
 _LATER = (
     p.Grant,
@@ -30,6 +31,9 @@ _LATER = (
 COUNTERS = (
     "calls_failed",
     "claims_expired",
+    "compacted_bytes",
+    "compacted_packs",
+    "compaction_failed",
     "connections_refused",
     "corrupt_disk_pages",
     "corrupt_dram_pages",
@@ -55,13 +59,19 @@ COUNTERS = (
     "refused_disk_budget",
     "refused_disk_failed",
     "refused_disk_full",
+    "refused_disk_read_only",
     "refused_index_failed",
+    "refused_index_full",
+    "refused_no_descriptors",
     "slabs_adopted",
     "slabs_asked_back",
     "stalled_disk_budget",
     "stalled_disk_failed",
     "stalled_disk_full",
+    "stalled_disk_read_only",
     "stalled_index_failed",
+    "stalled_index_full",
+    "stalled_no_descriptors",
     "stored_accepted_pages",
     "stored_corrupt_pages",
     "stored_duplicate_pages",
@@ -186,6 +196,8 @@ class Calls:
             "slabs": len(self._dram.slabs),
             "read_holds": len(self._ownership.holds),
             "write_behind_pages": behind.queued_pages,
+            "disk_degraded": REASONS.index(self._disk.degraded) + 1 if self._disk.degraded else 0,
+            "disk_index_bytes": self._disk.index_bytes,
             "write_behind_failing": int(behind.failing is not None),
             "write_behind_oldest_ms": behind.oldest_age_ms(),
             "write_behind_lag_ms": behind.last_lag_ms,

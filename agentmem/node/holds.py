@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agentmem.core import PageKey, Tier
-from agentmem.store.disk import DiskCopy, DiskTier
+from agentmem.store.copies import DiskCopy
+from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramCopy, DramTier
 
 Copy = DramCopy | DiskCopy

@@ -6,8 +6,7 @@ and only then is a page in the tier. While one batch is being committed the next
 deletion is an index transaction first, then the bytes are punched out of the pack; until that is
 done the index remembers that it must be.
 
-In memory a page is a row of `PageTable`. A `DiskCopy` exists only while someone looks at one: all
-who do share it, and with it its read holds.
+In memory a page is a row of `PageTable`; a `DiskCopy` exists only while someone looks at one.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 import lmdb
 
@@ -28,9 +25,10 @@ from agentmem.core import PageKey, Tier
 from agentmem.errors import StoreRefused
 from agentmem.pages.record import record_bytes
 from agentmem.store.audit import Audit, audit_packs
-from agentmem.store.base import Location, PageCopy, TierUsage
+from agentmem.store.base import Location, TierUsage
 from agentmem.store.claims import Terms
 from agentmem.store.compaction import Compactor
+from agentmem.store.copies import DiskCopies, DiskCopy
 from agentmem.store.index import Extent, PageIndex, Unclaimed
 from agentmem.store.indexthread import IndexThread
 from agentmem.store.medium import reason_of
@@ -46,17 +44,6 @@ _EVICTION_CHUNK_PAGES = 256
 _EVICTION_LOOK_PAGES = 4096
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False, kw_only=True, weakref_slot=True)
-class DiskCopy(PageCopy):
-    """A page in a pack. `key_id` names the data key of a sealed record, empty for a plain one."""
-
-    pack: int
-    offset: int
-    sequence: int
-    position: int = 0
-    key_id: bytes = b""
 
 
 class DiskTier:
@@ -91,12 +78,17 @@ class DiskTier:
             directory, self._space, self._index_thread, lambda: self._pipeline.in_use
         )
         self._compactor = Compactor(directory, self._space, self._table)
-        self._copies: WeakValueDictionary[PageKey, DiskCopy] = WeakValueDictionary()
+        self._copies = DiskCopies(self._table)
 
     @property
     def reclaim_wanted(self) -> asyncio.Event:
         """Set while `reclaim` has something new to do."""
         return self._reclaimer.wanted
+
+    @property
+    def index_bytes(self) -> int:
+        """What the index's file takes on the medium, beside the budget."""
+        return self._index.file_bytes()
 
     async def open(self) -> Recovery:
         """Recovers index and packs. Raises OSError or lmdb.Error when neither can be read."""
@@ -126,22 +118,7 @@ class DiskTier:
 
     def get(self, key: PageKey) -> DiskCopy | None:
         """The page's copy, None when it is not durable here. Changes nothing."""
-        copy = self._copies.get(key)
-        if copy is None:
-            extent = self._table.get(key)
-            if extent is None:
-                return None
-            copy = DiskCopy(
-                key,
-                extent.payload_bytes,
-                pack=extent.pack,
-                offset=extent.offset,
-                sequence=extent.sequence,
-                position=extent.position,
-                key_id=extent.key_id,
-            )
-            self._copies[key] = copy
-        return copy
+        return self._copies.get(key)
 
     def uses(self) -> Iterator[PageUse]:
         """Key, bytes, position and last use of all pages, from which to choose those to evict.
@@ -292,7 +269,7 @@ class DiskTier:
         return freed
 
     async def _evict(self, keys: Sequence[PageKey], size_bytes: int) -> int:
-        idle = [key for key in keys if (copy := self._copies.get(key)) is None or not copy.holds]
+        idle = [key for key in keys if not self._copies.held(key)]
         evict = partial(self._index.evict_unclaimed, idle, size_bytes, self._now_us())
         extents = await self._in_index_thread(evict)
         self._drop(extents)
@@ -363,10 +340,7 @@ class DiskTier:
         """The record at this place is no page any more: it goes when nobody reads it."""
         dead = Dead.of(extent)
         self._space.die(dead.pack, dead.size_bytes)
-        copy = self._copies.pop(extent.key, None)
-        if copy is not None:
-            copy.gone = True
-        if copy is None or copy.holds == 0:
+        if not self._copies.leave(extent.key):
             self._reclaimer.later(dead)
 
     def _put_dead(self, dead: Dead) -> None:

@@ -14,7 +14,8 @@ import pytest
 from agentmem.errors import StoreRefused
 from agentmem.pages.record import record_bytes, verify_record
 from agentmem.store import packwriter
-from agentmem.store.disk import DiskCopy, DiskTier
+from agentmem.store.copies import DiskCopy
+from agentmem.store.disk import DiskTier
 from agentmem.store.pack import PACK_HEADER_BYTES
 from tests.unit.store.records import (
     PAYLOAD_BYTES,
