@@ -315,9 +315,19 @@ def _sglang_engine(worker: Worker) -> Engine:
 
 
 def _node_pages(settings: Settings) -> Pages:
+    from agentmem.node.access import TlsFiles
+    from agentmem.node.address import parse_address
     from agentmem.sessions.node import NodePages
 
-    return NodePages(settings.node_socket)
+    tls = TlsFiles(settings.node_tls_cert, settings.node_tls_key, settings.node_tls_ca)
+    return NodePages(
+        parse_address(
+            settings.node_url,
+            default=settings.node_socket,
+            tls=tls,
+            token_file=settings.node_token_file,
+        )
+    )
 
 
 def _fake_worker(settings: Settings) -> FakeWorker:

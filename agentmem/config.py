@@ -65,6 +65,29 @@ class Settings(BaseSettings):
     dram_bytes: int = Field(2 << 30, ge=0, description="Budget of the dram tier (shared memory).")
     disk_bytes: int = Field(20 << 30, ge=0, description="Budget of the disk tier.")
 
+    node_url: str = Field(
+        "",
+        description="The gateway's node agent: `unix:/path`, `tcp://host:port` or"
+        " `tls://host:port`; empty: this host's.",
+    )
+    node_listen: str = Field(
+        "", description="Address (host:port) that the node agent listens on, besides its socket."
+    )
+    node_tls_cert: str = Field("", description="Certificate (PEM) of this side of such addresses.")
+    node_tls_key: str = Field("", description="Its key (PEM); empty: in the same file.")
+    node_tls_ca: str = Field(
+        "",
+        description="Authority (PEM) that must have signed the other side's certificate; at the"
+        " agent, empty: a token does instead.",
+    )
+    node_token_file: str = Field(
+        "",
+        description="File (mode 0600) with a token of 32 characters or more, same on both sides.",
+    )
+    node_token_in_clear: bool = Field(
+        False, description="Take the token without TLS from other hosts, too."
+    )
+
     request_bytes_max: int = Field(10 << 20, description="Largest request body accepted.")
     request_seconds_max: float = Field(30.0, gt=0, description="Longest that a body may take.")
     model_aliases: str = Field(

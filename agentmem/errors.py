@@ -15,6 +15,7 @@ AgentmemError
 ├── CatalogUnavailable      the database did not answer, or could not write
 ├── NotDurable              pages were missing when the deadline came
 ├── NodeUnavailable         the node agent did not answer in time
+│   ├── NodeDenied          it does not trust this caller, or the caller does not trust it
 │   └── ProtocolError       peer speaks another version, or sent a malformed frame
 ├── PageCorrupt             a stored page failed its checks
 ├── StoreRefused            a tier cannot take pages (budget, full or failing medium)
@@ -164,6 +165,10 @@ class NotDurable(AgentmemError):
 
 class NodeUnavailable(AgentmemError):
     """The node agent did not answer within the deadline."""
+
+
+class NodeDenied(NodeUnavailable):
+    """The node agent does not take this caller (token or certificate), or is not trusted by it."""
 
 
 class ProtocolError(NodeUnavailable):

@@ -34,7 +34,10 @@ COUNTERS = (
     "compacted_bytes",
     "compacted_packs",
     "compaction_failed",
+    "connections_denied",
+    "connections_idle_closed",
     "connections_refused",
+    "connections_slow_closed",
     "corrupt_disk_pages",
     "corrupt_dram_pages",
     "corrupt_slot_headers",
@@ -84,11 +87,15 @@ COUNTERS = (
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """Who is at the other end of a connection, and the read holds that end with it."""
+    """Who is at the other end of a connection, and the read holds that end with it.
+
+    `remote` came over TCP: what it may ask is `access.REMOTE_CALLS`.
+    """
 
     role: Literal["engine", "gateway", "worker"]
     owner: Owner
     fingerprint: bytes
+    remote: bool = False
     hold_ids: set[int] = field(default_factory=set)
 
 
@@ -148,9 +155,11 @@ class Calls:
             case p.Wanted():
                 reply = p.NamesReply(self._slabs.wanted_from(peer.owner))
             case p.Loads(keys=keys, since_seq=since_seq):
-                found = ownership.movements.since(p.split_keys(keys), since_seq)
+                found = ownership.movements.loaded_since(p.split_keys(keys), since_seq)
                 tiers = bytes(0 if tier is None else p.TIERS.index(tier) + 1 for tier in found)
                 reply = p.LoadsReply(ownership.movements.seq, tiers)
+            case p.Movements(since_seq=since_seq, limit=limit):
+                reply = self._movements(since_seq, limit)
             case p.Stats():
                 reply = p.StatsReply(self.stats())
             case _:
@@ -224,6 +233,22 @@ class Calls:
             tier = p.TIERS.index(location.tier)
             pages.append((tier, path, location.offset, location.payload_bytes))
         return p.LocateReply(hold.hold_id, list(paths), pages)
+
+    def _movements(self, since_seq: int, limit: int) -> p.MovementsReply:
+        log = self._ownership.movements
+        moves, missed = log.since(since_seq, limit)
+        rows = [
+            (
+                move.seq,
+                bytes(move.key),
+                p.PLACES.index(move.source),
+                p.PLACES.index(move.target),
+                move.payload_bytes,
+                move.at_us,
+            )
+            for move in moves
+        ]
+        return p.MovementsReply(log.seq, missed, rows)
 
     def _stored(self, peer: Peer, request: p.Stored) -> p.StoredReply:
         _require_engine(peer)

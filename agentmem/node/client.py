@@ -1,4 +1,4 @@
-"""The node agent's client: blocking, thread-safe, one socket.
+"""The node agent's client: blocking, thread-safe, one connection.
 
 Calls of several threads share the socket: each frame has a number, and of the threads that wait
 for replies one reads for all, so there is no thread of the client's own. Every call has a deadline.
@@ -11,88 +11,64 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 from agentmem.core import PageKey, Tier
 from agentmem.errors import (
     InvalidRequest,
+    NodeDenied,
     NodeUnavailable,
     NotFound,
     ProtocolError,
     StoreRefused,
 )
 from agentmem.node import protocol as p
+from agentmem.node.address import Address, TcpAddress
+from agentmem.node.answers import (
+    Deleted,
+    Granted,
+    LoadedFrom,
+    Located,
+    Moved,
+    PageLocation,
+    Residency,
+)
 from agentmem.node.link import Link
+from agentmem.node.movements import Movement
 
 CALL_SECONDS_DEFAULT = 5.0
 
 ReplyT = TypeVar("ReplyT", bound=p.Struct)
 
 
-class Granted(NamedTuple):
-    """`path` of a new slab; None when `freed_slots` of the engine's slots were emptied instead."""
-
-    path: Path | None
-    freed_slots: int
-
-
-class PageLocation(NamedTuple):
-    """Where a held page's record lies; `offset` is that of its header block."""
-
-    tier: Tier
-    path: str
-    offset: int
-    payload_bytes: int
-
-
-class Located(NamedTuple):
-    """Locations of the longest prefix found, valid until `release(hold_id, ...)`."""
-
-    hold_id: int
-    pages: list[PageLocation]
-
-
-class Deleted(NamedTuple):
-    """Pages that are gone, and their payload bytes."""
-
-    pages: int
-    page_bytes: int
-
-
-class Residency(NamedTuple):
-    """Which tiers hold a page, and whether it survives a restart of the host."""
-
-    tiers: frozenset[Tier]
-    durable: bool
-
-
-class LoadedFrom(NamedTuple):
-    """`seq`: number of the newest movement. `tiers`: per key the tier of its last load after the
-    number asked for, None when it was not loaded since."""
-
-    seq: int
-    tiers: list[Tier | None]
-
-
 class NodeClient:
-    """Calls the node agent at `socket_path`.
+    """Calls the node agent at `address`; a path is that of its Unix socket.
 
     Connects at the first call, and again after the agent was gone. Every method raises
-    NodeUnavailable when the agent does not answer within `timeout_seconds` (ProtocolError, a kind
-    of it, when it speaks otherwise), InvalidRequest, NotFound or StoreRefused when it says no.
+    NodeUnavailable when the agent does not answer within `timeout_seconds` (kinds of it:
+    ProtocolError when it speaks otherwise, NodeDenied when it does not take this caller),
+    InvalidRequest, NotFound or StoreRefused when it says no.
     """
 
     def __init__(
         self,
-        socket_path: Path,
+        address: Address,
         *,
         role: Literal["engine", "gateway", "worker"] = "gateway",
         engine_id: str = "",
         fingerprint: bytes = b"",
         timeout_seconds: float = CALL_SECONDS_DEFAULT,
     ) -> None:
-        self._socket_path = socket_path
-        self._hello = p.Hello(p.PROTOCOL_VERSION, role, engine_id, os.getpid(), fingerprint)
+        self._address = address
+        self._hello = p.Hello(
+            p.PROTOCOL_VERSION,
+            role,
+            engine_id,
+            os.getpid(),
+            fingerprint,
+            version_min=p.PROTOCOL_VERSION_MIN,
+            token=address.token if isinstance(address, TcpAddress) else "",
+        )
         self._timeout_seconds = timeout_seconds
         self._connecting = threading.Lock()
         self._link: Link | None = None
@@ -245,6 +221,29 @@ class NodeClient:
         tiers = [_pick(p.TIERS, code - 1) if code else None for code in reply.tiers]
         return LoadedFrom(reply.seq, tiers)
 
+    def movements(
+        self, since_seq: int, limit: int = 1000, *, timeout_seconds: float | None = None
+    ) -> Moved:
+        """What moved after movement `since_seq`, oldest first, at most `limit` of it. Go on with
+        the last one's number; nothing new is an empty list."""
+        request = p.Movements(since_seq, limit)
+        reply = self._call(request, p.MovementsReply, timeout_seconds)
+        return Moved(
+            reply.seq,
+            reply.missed,
+            [
+                Movement(
+                    seq,
+                    PageKey(key),
+                    _pick(p.PLACES, source),
+                    _pick(p.PLACES, target),
+                    payload_bytes,
+                    at_us,
+                )
+                for seq, key, source, target, payload_bytes, at_us in reply.moves
+            ],
+        )
+
     def copy_page(
         self, source: PageKey, target: PageKey, *, timeout_seconds: float | None = None
     ) -> None:
@@ -294,14 +293,23 @@ class NodeClient:
             link = self._link
             if link is not None and link.alive:
                 return link
-            link = Link(self._socket_path, deadline)
+            link = Link(self._address, deadline)
             try:
                 welcome = link.call(self._hello, deadline)
-            except NodeUnavailable:
+            except NodeUnavailable as error:
+                hung_up = not link.alive and type(error) is NodeUnavailable
                 link.fail("no welcome")
+                if hung_up and isinstance(self._address, TcpAddress) and self._address.tls:
+                    # asyncio's server closes without an alert that would say so.
+                    raise NodeDenied(
+                        "TLS with the node agent failed: it hung up after the handshake",
+                        hint="Check that its node_tls_ca signed node_tls_cert here.",
+                    ) from error
                 raise
             if not isinstance(welcome, p.Welcome):
                 link.fail("refused")
+                if isinstance(welcome, p.Failure) and welcome.kind == "denied":
+                    raise NodeDenied(welcome.message, hint="Check node_token_file on both sides.")
                 raise ProtocolError(f"the node agent refused the connection: {welcome}")
             self.node_id = welcome.node_id
             self._link = link

@@ -6,25 +6,22 @@ that gave up leaves the connection usable: its late reply is dropped.
 
 from __future__ import annotations
 
-import contextlib
-import math
 import select
-import socket
+import ssl
 import threading
 import time
-from pathlib import Path
 
 from agentmem.errors import NodeUnavailable, ProtocolError
+from agentmem.node import frames
 from agentmem.node import protocol as p
-
-_RECEIVE_BYTES = 1 << 20
+from agentmem.node.address import Address
+from agentmem.node.wire import Wire, denied
 
 
 class Link:
     """One connection; when it fails, every call waiting on it fails."""
 
-    def __init__(self, path: Path, deadline: float) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, address: Address, deadline: float) -> None:
         self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._reading = False
@@ -33,14 +30,7 @@ class Link:
         self._replies: dict[int, p.Reply] = {}
         self._last_call = 0
         self._received = bytearray()
-        try:
-            self._socket.settimeout(_remaining(deadline))
-            self._socket.connect(str(path))
-            # From here on `poll` waits: the threads that send and read have deadlines of their own.
-            self._socket.setblocking(False)
-        except OSError as error:
-            self._socket.close()
-            raise NodeUnavailable(f"no node agent at {path}: {error}") from error
+        self._wire = Wire(address, deadline)
 
     @property
     def alive(self) -> bool:
@@ -56,7 +46,7 @@ class Link:
             number = self._last_call
             self._waiting.add(number)
         try:
-            self._send(p.encode_frame(number, request), deadline)
+            self._send(frames.encode_frame(number, request), deadline)
             return self._wait(number, deadline)
         finally:
             with self._changed:
@@ -76,7 +66,7 @@ class Link:
             while view:
                 sent = self._try_send(view)
                 view = view[sent:]
-                if not sent and not self._ready(select.POLLOUT, deadline):
+                if not sent and not self._wire.ready(select.POLLOUT, deadline):
                     # Half a frame may be out: nothing sensible can follow on this connection.
                     self.fail("it took no request in time")
                     raise NodeUnavailable("the node agent takes no requests in time")
@@ -86,11 +76,9 @@ class Link:
     def _try_send(self, view: memoryview) -> int:
         """Sends what the socket's buffer takes now, 0 when it is full. Raises NodeUnavailable."""
         try:
-            return self._socket.send(view, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return 0
+            return self._wire.try_send(view)
         except OSError as error:
-            self.fail(str(error))
+            self._broke(error)
             raise NodeUnavailable(f"the node agent hung up: {error}") from error
 
     def _wait(self, number: int, deadline: float) -> p.Reply:
@@ -114,14 +102,14 @@ class Link:
 
     def _receive(self, deadline: float) -> None:
         """Receives once and hands out whole frames; a part is kept for the next reader."""
-        if not self._ready(select.POLLIN, deadline):
+        if not self._wire.ready(select.POLLIN, deadline):
             raise NodeUnavailable("the node agent did not answer in time")
         try:
-            data = self._socket.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            return
+            data = self._wire.receive()
         except OSError as error:
-            self.fail(str(error))
+            self._broke(error)
+            return
+        if data is None:
             return
         if not data:
             self.fail("the agent hung up")
@@ -133,12 +121,12 @@ class Link:
             self._set_fault(error)
 
     def _hand_out(self) -> None:
-        prefix = p.LENGTH.size
+        prefix = frames.LENGTH.size
         while len(self._received) >= prefix:
-            end = prefix + p.body_bytes(bytes(self._received[:prefix]))
+            end = prefix + frames.body_bytes(bytes(self._received[:prefix]))
             if len(self._received) < end:
                 return
-            number, reply = p.decode_reply(bytes(self._received[prefix:end]))
+            number, reply = frames.decode_reply(bytes(self._received[prefix:end]))
             del self._received[:end]
             if number == 0:
                 raise ProtocolError(f"the node agent refused a frame: {reply}")
@@ -147,25 +135,31 @@ class Link:
                     self._replies[number] = reply
                     self._changed.notify_all()
 
+    def _broke(self, error: OSError) -> None:
+        if not isinstance(error, ssl.SSLError):
+            # With TLS 1.3 the agent's verdict on our certificate comes after the handshake: it
+            # may wait to be read while a send failed already.
+            try:
+                self._wire.receive()
+            except OSError as verdict:
+                error = verdict
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            self._set_fault(denied(error))
+        else:
+            self.fail(str(error))
+
     def _set_fault(self, fault: NodeUnavailable) -> None:
         with self._changed:
             if self._fault is None:
                 self._fault = fault
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads
+                self._wire.shutdown()  # wakes the thread that reads
             self._close_unused()
             self._changed.notify_all()
 
     def _close_unused(self) -> None:
         """Closes a failed connection once no thread is in a call that may still poll it."""
         if self._fault is not None and not self._waiting:
-            self._socket.close()
-
-    def _ready(self, event: int, deadline: float) -> bool:
-        poll = select.poll()
-        poll.register(self._socket, event)
-        remaining = max(0.0, deadline - time.monotonic())
-        return bool(poll.poll(math.ceil(remaining * 1000)))
+            self._wire.close()
 
 
 def _remaining(deadline: float) -> float:

@@ -14,7 +14,6 @@ from agentmem.core import PageKey, Tier
 from agentmem.errors import InvalidRequest
 from agentmem.node.durability import DurabilityWaiters
 from agentmem.node.holds import Copy, Hold, HoldTable, tier_of
-from agentmem.node.movements import MovementLog
 from agentmem.node.protocol import DURABLE_BIT, TIERS, check_indexes
 from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.record import record_bytes
@@ -41,7 +40,7 @@ class Ownership:
         self.counters: Counter[str] = Counter()
         self.doomed: dict[PageKey, int] = {}
         self.holds = HoldTable(dram, disk)
-        self.movements = MovementLog()
+        self.movements = write_behind.movements
         self._dram = dram
         self._disk = disk
         self._write_behind = write_behind
@@ -107,7 +106,8 @@ class Ownership:
         keys = hold.keys()
         for tier, indexes in loaded.items():
             check_indexes(indexes, len(keys))
-            self.movements.note([keys[index] for index in indexes], tier)
+            for index in indexes:
+                self.movements.loaded(keys[index], tier, hold.copies[index].payload_bytes)
             self.counters[f"loaded_{tier}_pages"] += len(indexes)
             self.counters[f"loaded_{tier}_page_bytes"] += sum(
                 hold.copies[index].payload_bytes for index in indexes
@@ -158,6 +158,7 @@ class Ownership:
                 self._dram.remove(copy)
             elif durable is None:
                 fresh.append(copy)
+                self.movements.record(copy.key, None, Tier.DRAM, copy.payload_bytes)
             elif durable.sequence != copy.sequence:
                 self.counters["stored_duplicate_pages"] += 1
                 self._dram.remove(copy)
@@ -182,6 +183,8 @@ class Ownership:
         lost: list[DramCopy] = []
         if len(spare) < pages and self._write_behind.failing is not None:
             lost = self._dram.evict(pages - len(spare), self.may_evict, slabs)
+        for copy in (*spare, *lost):
+            self.movements.record(copy.key, Tier.DRAM, None, copy.payload_bytes)
         self.counters["evicted_dram_pages"] += durable
         self.counters["evicted_unclaimed_pages"] += len(spare) - durable
         self.counters["evicted_undurable_pages"] += len(lost)
@@ -197,6 +200,7 @@ class Ownership:
             if copy.gone or copy.holds or self._disk.get(copy.key) is None:
                 continue
             self._dram.remove(copy)
+            self.movements.record(copy.key, Tier.DRAM, None, copy.payload_bytes)
             pages += 1
             page_bytes += copy.payload_bytes
             await asyncio.sleep(0)  # zeroing takes time: let other connections have a turn

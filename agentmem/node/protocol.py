@@ -1,16 +1,16 @@
-"""What is said on the node agent's socket: length-prefixed msgpack frames, each one checked.
-
-    frame    4 bytes little-endian length of the body, body
-    body     msgpack array: call number, then one of the structs below, tagged by its op
+"""What is said to the node agent and what it answers; `frames` says how that travels.
 
 A caller says `Hello` first. Each call gets one reply with its number: the op's reply struct or a
 `Failure`. Whoever sends a frame that is too long, malformed or of the wrong type gets a `Failure`
 with call number 0, and the connection is closed. Page keys travel as one blob, 48 bytes each.
+
+**Versions.** A caller says from which to which version it speaks, the agent picks the newest that
+both do. A new op, or a new field with a default at the end of a reply, needs a new version; a
+version is dropped (`PROTOCOL_VERSION_MIN`) when no release that speaks nothing newer is in use.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
@@ -19,14 +19,16 @@ import msgspec
 from agentmem.core import FINGERPRINT_DIGEST_BYTES, PAGE_KEY_BYTES, PageKey, Tier
 from agentmem.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
-FRAME_BYTES_MAX = 8 << 20
+PROTOCOL_VERSION = 2
+PROTOCOL_VERSION_MIN = 2
 KEYS_MAX = 65_536
-LENGTH = struct.Struct("<I")
+MOVEMENTS_PER_CALL_MAX = 8192
 
 # Order of bits in `ResidencyReply.tiers`, and of numbers in `LoadsReply.tiers` (from 1, 0: none).
 TIERS = (Tier.DRAM, Tier.DISK, Tier.OBJECT)
 DURABLE_BIT = 0x80
+# What numbers in `MovementsReply.moves` mean: None is outside of all tiers.
+PLACES: tuple[Tier | None, ...] = (None, *Tier)
 
 Keys = Annotated[bytes, msgspec.Meta(max_length=KEYS_MAX * PAGE_KEY_BYTES)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -42,14 +44,29 @@ class Struct(msgspec.Struct, forbid_unknown_fields=True):
     """Base of all messages: unknown fields and wrong types are refused."""
 
 
+class Greeting(msgspec.Struct, tag="hello", tag_field="type"):
+    """The part of every version's `Hello` by which a peer of any version is understood.
+
+    `version_min` 0: the caller speaks `version` only.
+    """
+
+    version: int
+    version_min: int = 0
+
+
 class Hello(Struct, tag="hello", forbid_unknown_fields=False):
-    """First of a connection. Unknown fields are let pass: a newer peer is told its version."""
+    """First of a connection: speaks `version_min` (0: only `version`) to `version`.
+
+    Over TCP `token` is the agent's, where it wants one. Unknown fields are let pass.
+    """
 
     version: int
     role: Literal["engine", "gateway", "worker"]
     engine_id: EngineId
     pid: int
     fingerprint: Annotated[bytes, msgspec.Meta(max_length=FINGERPRINT_DIGEST_BYTES)]
+    version_min: int = 0
+    token: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
 
 class Grant(Struct, tag="grant"):
@@ -140,6 +157,13 @@ class Loads(Struct, tag="loads"):
     since_seq: Count
 
 
+class Movements(Struct, tag="movements"):
+    """What moved from where to where after that movement, oldest first? Answer: MovementsReply."""
+
+    since_seq: Count
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOVEMENTS_PER_CALL_MAX)]
+
+
 class CopyPage(Struct, tag="copy_page"):
     """Store the page `source` under `target`, too. Answer: Done."""
 
@@ -163,7 +187,8 @@ class Ping(Struct, tag="ping"):
 
 
 class Failure(Struct, tag="failure"):
-    """`kind` is protocol, invalid, refused (`reason` says under which count) or failed."""
+    """`kind` is protocol, denied, invalid, not_found, refused (`reason` says under which count)
+    or failed."""
 
     kind: str
     message: str
@@ -175,7 +200,7 @@ class Done(Struct, tag="done"):
 
 
 class Welcome(Struct, tag="welcome"):
-    """Answer to Hello."""
+    """Answer to Hello: `version` is spoken from here on."""
 
     version: int
     node_id: str
@@ -247,6 +272,16 @@ class LoadsReply(Struct, tag="loads_reply"):
     tiers: bytes
 
 
+class MovementsReply(Struct, tag="movements_reply"):
+    """`moves`: (seq, key, from, to, payload bytes, microseconds since the epoch) each, places as
+    numbers into `PLACES`. `seq` is the newest movement that there is. `missed`: some after the
+    number asked for are not kept any more."""
+
+    seq: int
+    missed: bool
+    moves: list[tuple[int, bytes, int, int, int, int]]
+
+
 class StatsReply(Struct, tag="stats_reply"):
     """Names are those of `Calls.stats`."""
 
@@ -270,6 +305,7 @@ Request = (
     | Residency
     | WaitDurable
     | Loads
+    | Movements
     | CopyPage
     | DropTier
     | Stats
@@ -289,44 +325,9 @@ Reply = (
     | ResidencyReply
     | IndexesReply
     | LoadsReply
+    | MovementsReply
     | StatsReply
 )
-
-_encoder = msgspec.msgpack.Encoder()
-_request_decoder = msgspec.msgpack.Decoder(tuple[Count, Request])
-_reply_decoder = msgspec.msgpack.Decoder(tuple[Count, Reply])
-
-
-def encode_frame(call: int, message: Request | Reply) -> bytes:
-    """One frame. Raises ProtocolError when it would be longer than a frame may be."""
-    body = _encoder.encode((call, message))
-    if len(body) > FRAME_BYTES_MAX:
-        raise ProtocolError(f"a frame of {len(body)} bytes is over the limit of {FRAME_BYTES_MAX}")
-    return LENGTH.pack(len(body)) + body
-
-
-def body_bytes(prefix: bytes) -> int:
-    """Length of the body that follows. Raises ProtocolError over the limit."""
-    (size,) = LENGTH.unpack(prefix)
-    if not 0 < size <= FRAME_BYTES_MAX:
-        raise ProtocolError(f"a frame of {size} bytes: 1 to {FRAME_BYTES_MAX} are allowed")
-    return int(size)
-
-
-def decode_request(body: bytes) -> tuple[int, Request]:
-    """Call number and request. Raises ProtocolError for anything that is no request."""
-    try:
-        return _request_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"not a request: {error}") from error
-
-
-def decode_reply(body: bytes) -> tuple[int, Reply]:
-    """Call number and reply. Raises ProtocolError for anything that is no reply."""
-    try:
-        return _reply_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"not a reply: {error}") from error
 
 
 def join_keys(keys: Sequence[bytes]) -> bytes:

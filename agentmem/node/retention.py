@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
-from agentmem.core import PageKey
+from agentmem.core import PageKey, Tier
 from agentmem.errors import PageCorrupt
 from agentmem.node.holds import Copy
 from agentmem.node.ownership import Ownership
@@ -70,6 +70,9 @@ class Retention:
         """
         unclaimed = await self._disk.unclaim(claim_id.encode(), keys)
         sizes = {extent.key: extent.payload_bytes for extent in unclaimed.extents}
+        movements = self._ownership.movements
+        for key, size in sizes.items():
+            movements.record(key, Tier.DISK, None, size)
         self._remember_doomed(dict.fromkeys(unclaimed.keys, unclaimed.sequence))
         for count, key in enumerate(unclaimed.keys):
             copy = self._dram.get(key)
@@ -77,6 +80,7 @@ class Retention:
                 continue  # stored again since
             sizes[key] = copy.payload_bytes
             self._dram.remove(copy)
+            movements.record(key, Tier.DRAM, None, copy.payload_bytes)
             if count % _SCRUB_CHUNK_PAGES == 0:
                 await asyncio.sleep(0)  # zeroing takes time: let other connections have a turn
         await self._write_behind.batch_ended()  # it holds pages, too

@@ -17,9 +17,10 @@ import lmdb
 
 from agentmem.config import Settings
 from agentmem.errors import ConfigurationInvalid
+from agentmem.node.access import TcpListener, TlsFiles, tcp_listener
 from agentmem.node.calls import Calls
-from agentmem.node.connection import Connection
 from agentmem.node.durability import DurabilityWaiters
+from agentmem.node.listening import Doors
 from agentmem.node.ownership import Ownership
 from agentmem.node.retention import Retention
 from agentmem.node.slabs import Slabs
@@ -30,7 +31,6 @@ from agentmem.store.dram import DramTier
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS_MAX = 512
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the shared memory of POSIX, not a temporary file
 _IO_THREADS = 4
 _HOUSEKEEPING_SECONDS = 1.0
@@ -38,20 +38,26 @@ _DRAIN_SECONDS_MAX = 30.0
 
 
 class NodeAgent:
-    """Owns a node directory (packs, index), a slab directory in shared memory, and a socket.
+    """Owns a node directory (packs, index), a slab directory in shared memory, and its sockets.
 
     `start` raises ConfigurationInvalid when another agent owns the directory, OSError or lmdb.Error
     when it cannot be read. `stop` makes what is queued durable, for at most 30 s.
     """
 
     def __init__(
-        self, *, node_dir: Path, socket_path: Path, dram_bytes: int, disk_bytes: int
+        self,
+        *,
+        node_dir: Path,
+        socket_path: Path,
+        dram_bytes: int,
+        disk_bytes: int,
+        listener: TcpListener | None = None,
     ) -> None:
         self._node_dir = node_dir
         self._socket_path = socket_path
         self._dram_bytes = dram_bytes
         self._disk_bytes = disk_bytes
-        self._connections: set[Connection] = set()
+        self._listener = listener
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -96,11 +102,13 @@ class NodeAgent:
         self._spawn(self._write_behind.run())
         self._spawn(self._reclaim())
         self._spawn(self._housekeeping())
-        self._server = await self._listen()
+        self._doors = Doors(self._calls, self._socket_path, self._listener)
+        await self._doors.open()
         logger.info(
-            "node agent %s is ready on %s: %d pages in dram, %d on disk",
+            "node agent %s is ready on %s%s: %d pages in dram, %d on disk",
             node_id,
             self._socket_path,
+            "" if self._doors.address is None else " and {}:{}".format(*self._doors.address),
             self._dram.usage().pages,
             self._disk.usage().pages,
         )
@@ -110,10 +118,7 @@ class NodeAgent:
 
         Slabs of engines that live stay for the next agent; all other shared memory is given back.
         """
-        self._server.close()
-        for connection in list(self._connections):
-            connection.close()
-        self._socket_path.unlink(missing_ok=True)
+        await self._doors.close()
         self._slabs.adopt_orphans()
         if not await self._write_behind.drain(_DRAIN_SECONDS_MAX):
             logger.error("%d pages are not durable yet", self._write_behind.queued_pages)
@@ -137,28 +142,6 @@ class NodeAgent:
     def _spawn(self, loop: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(loop))
 
-    async def _listen(self) -> asyncio.Server:
-        self._socket_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # We hold the node directory's lock: a socket that is there is a dead agent's.
-        self._socket_path.unlink(missing_ok=True)
-        previous = os.umask(0o177)
-        try:
-            return await asyncio.start_unix_server(self._serve, self._socket_path, backlog=256)
-        finally:
-            os.umask(previous)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(self._calls, reader, writer)
-        if len(self._connections) >= CONNECTIONS_MAX:
-            self._calls.counters["connections_refused"] += 1
-            await connection.refuse(f"the agent has {CONNECTIONS_MAX} connections already")
-            return
-        self._connections.add(connection)
-        try:
-            await connection.serve()
-        finally:
-            self._connections.discard(connection)
-
     async def _reclaim(self) -> None:
         while True:
             await self._disk.reclaim_wanted.wait()
@@ -169,6 +152,7 @@ class NodeAgent:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             self._slabs.adopt_orphans()
             self._dram.unlink_empty()
+            self._doors.tidy()
             await self._attempt(self._retention.sweep())
 
     async def _attempt(self, work: Coroutine[Any, Any, None]) -> None:
@@ -195,11 +179,20 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    listener = None
+    if settings.node_listen:
+        listener = tcp_listener(
+            settings.node_listen,
+            tls=TlsFiles(settings.node_tls_cert, settings.node_tls_key, settings.node_tls_ca),
+            token_file=settings.node_token_file,
+            clear_allowed=settings.node_token_in_clear,
+        )
     agent = NodeAgent(
         node_dir=settings.node_dir,
         socket_path=settings.node_socket,
         dram_bytes=settings.dram_bytes,
         disk_bytes=settings.disk_bytes,
+        listener=listener,
     )
     await agent.start()
     try:

@@ -19,7 +19,8 @@ from agentmem.core import PAGE_HASH_BYTES, Fingerprint, PageHash, PageKey, Tier
 from agentmem.errors import AgentmemError, NodeUnavailable
 from agentmem.native.datapath import load_batch, open_direct, store_batch
 from agentmem.native.jobs import LoadJob, Outcome, PageBuffers, StoreJob
-from agentmem.node.client import Located, NodeClient
+from agentmem.node.answers import Located
+from agentmem.node.client import NodeClient
 from agentmem.node.feeder import Feeder
 from agentmem.node.spool import MappedSlab, Spool, map_slab
 from agentmem.pages.keys import keys_of_hashes

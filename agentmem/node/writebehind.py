@@ -14,11 +14,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
-from agentmem.core import PageKey
+from agentmem.core import PageKey, Tier
 from agentmem.errors import StoreRefused
 from agentmem.native.datapath import load_batch
 from agentmem.native.jobs import LoadJob, Outcome
 from agentmem.node.durability import DurabilityWaiters
+from agentmem.node.movements import MovementLog
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramCopy, DramTier
 from agentmem.store.packwriter import Record
@@ -43,7 +44,7 @@ class WriteBehind:
 
     It holds pages that are claimed, and those just stored, whose claims are yet to be looked up;
     it is bounded by the slots of the dram tier. `failing` is the reason why the disk tier took
-    nothing the last time, None while it works.
+    nothing the last time, None while it works. `movements` is the node's.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class WriteBehind:
     ) -> None:
         self.failing: str | None = None
         self.counters: Counter[str] = Counter()
+        self.movements = MovementLog()
         self.last_lag_ms = 0
         self._dram = dram
         self._disk = disk
@@ -203,6 +205,7 @@ class WriteBehind:
             self.counters["written_pages"] += 1
             self.counters["written_page_bytes"] += copy.payload_bytes
             self.last_lag_ms = max(0, now - since_ns) // 1_000_000
+            self.movements.record(copy.key, Tier.DRAM, Tier.DISK, copy.payload_bytes)
             self._waiters.notify(copy.key)
 
     def _requeue(self, pages: Sequence[_Waiting], error: StoreRefused) -> None:

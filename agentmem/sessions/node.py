@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 from agentmem.core import PageKey, Tier
 from agentmem.errors import InvalidRequest, NodeUnavailable, NotFound, StoreRefused
+from agentmem.node.address import Address
 from agentmem.node.client import NodeClient
 from agentmem.sessions.ports import Freed, PageResidency
 
@@ -26,8 +26,8 @@ _THREADS = 32
 class NodePages:
     """See `ports.Pages`. One per gateway; any number of calls at once, 32 of them waiting."""
 
-    def __init__(self, socket_path: Path) -> None:
-        self._client = NodeClient(socket_path, role="gateway", timeout_seconds=_CALL_SECONDS)
+    def __init__(self, address: Address) -> None:
+        self._client = NodeClient(address, role="gateway", timeout_seconds=_CALL_SECONDS)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="node-client")
         self._no_sequence_until = 0.0
 

@@ -12,8 +12,9 @@ import pytest
 
 from agentmem.core import PageKey, Tier
 from agentmem.errors import InvalidRequest, NodeUnavailable, NotFound, ProtocolError
+from agentmem.node import frames
 from agentmem.node import protocol as p
-from agentmem.node.client import Residency
+from agentmem.node.answers import Residency
 from tests.integration.node.conftest import (
     FINGERPRINT,
     PAGE_BYTES,
@@ -195,43 +196,49 @@ class TestWrongCalls:
 class TestHostileFrames:
     """Each gets a reply that says what is wrong, and the connection closed; nothing else."""
 
-    HELLO = p.encode_frame(1, p.Hello(p.PROTOCOL_VERSION, "gateway", "", 1, b""))
+    HELLO = frames.encode_frame(1, p.Hello(p.PROTOCOL_VERSION, "gateway", "", 1, b""))
+    NEWER = frames.encode_frame(1, p.Hello(99, "gateway", "", 1, b"", 98))
+    OLDER = frames.encode_frame(1, p.Hello(1, "gateway", "", 1, b""))
 
-    def talk(self, agent: Agent, *frames: bytes) -> list[p.Reply]:
+    def talk(self, agent: Agent, *sent: bytes) -> list[p.Reply]:
         with socket.socket(socket.AF_UNIX) as raw:
             raw.settimeout(5)
             raw.connect(str(agent.socket))
-            for frame in frames:
+            for frame in sent:
                 raw.sendall(frame)
             received = b""
             while data := raw.recv(65536):
                 received += data
         replies = []
         while received:
-            end = 4 + p.body_bytes(received[:4])
-            replies.append(p.decode_reply(received[4:end])[1])
+            end = 4 + frames.body_bytes(received[:4])
+            replies.append(frames.decode_reply(received[4:end])[1])
             received = received[end:]
         return replies
 
     @pytest.mark.parametrize(
-        ("frames", "says"),
+        ("sent", "says"),
         [
             ([b"\xff\xff\xff\xff"], "frame of 4294967295 bytes"),
             ([b"\x00\x00\x00\x00"], "frame of 0 bytes"),
             ([b"GET / HTTP/1.1\r\n\r\n"], "frame of"),
-            ([b"\x03\x00\x00\x00\xc1\xc1\xc1"], "not a request"),
-            ([p.encode_frame(1, p.Ping())], "first frame must be hello"),
-            ([p.encode_frame(1, p.Hello(99, "gateway", "", 1, b""))], "version 99 is not spoken"),
-            ([HELLO, p.encode_frame(2, p.Find(bytes(47)))], "no whole number"),
-            ([HELLO, p.encode_frame(2, p.Unclaim("x", bytes(47)))], "no whole number"),
-            ([HELLO, p.encode_frame(2, p.Done())], "not a request"),  # type: ignore[arg-type]
+            ([b"\x03\x00\x00\x00\xc1\xc1\xc1"], "first frame must be hello"),
+            ([HELLO, b"\x03\x00\x00\x00\xc1\xc1\xc1"], "not a request"),
+            ([frames.encode_frame(1, p.Ping())], "first frame must be hello"),
+            (
+                [frames.encode_frame(1, p.Hello(99, "gateway", "", 1, b""))],
+                "upgrade the node agent",
+            ),
+            ([HELLO, frames.encode_frame(2, p.Find(bytes(47)))], "no whole number"),
+            ([HELLO, frames.encode_frame(2, p.Unclaim("x", bytes(47)))], "no whole number"),
+            ([HELLO, frames.encode_frame(2, p.Done())], "not a request"),  # type: ignore[arg-type]
             ([HELLO, HELLO], "not expected here"),
         ],
     )
-    def test_is_answered_and_hung_up_on(self, agent: Agent, frames: list[bytes], says: str) -> None:
+    def test_is_answered_and_hung_up_on(self, agent: Agent, sent: list[bytes], says: str) -> None:
         engine = agent.engine()
         store(engine, TEN)
-        *_, last = self.talk(agent, *frames)
+        *_, last = self.talk(agent, *sent)
         assert isinstance(last, p.Failure)
         assert last.kind == "protocol"
         assert says in last.message
@@ -248,5 +255,6 @@ class TestHostileFrames:
         self, agent: Agent, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(p, "PROTOCOL_VERSION", 99)
-        with pytest.raises(ProtocolError, match="upgrade the older side"):
+        monkeypatch.setattr(p, "PROTOCOL_VERSION_MIN", 98)
+        with pytest.raises(ProtocolError, match="upgrade the node agent"):
             agent.client().ping()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from agentmem.core import Tier
-from agentmem.node.client import Deleted
+from agentmem.node.answers import Deleted
 from agentmem.node.transfer import PageTransfer
 from tests.integration.node.conftest import (
     PAGE_BYTES,

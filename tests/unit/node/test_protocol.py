@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agentmem.core import PageKey, Tier
 from agentmem.errors import ProtocolError
+from agentmem.node import frames
 from agentmem.node import protocol as p
 
 KEYS = [PageKey(bytes([n]) * 48) for n in range(3)]
@@ -31,6 +32,7 @@ REQUESTS: list[p.Request] = [
     p.Residency(BLOB),
     p.WaitDurable(BLOB, 1.5),
     p.Loads(BLOB, 9),
+    p.Movements(9, 5),
     p.CopyPage(KEYS[0], KEYS[1]),
     p.DropTier("dram", None),
     p.Stats(),
@@ -39,21 +41,21 @@ REQUESTS: list[p.Request] = [
 
 
 def body_of(frame: bytes) -> bytes:
-    assert p.body_bytes(frame[: p.LENGTH.size]) == len(frame) - p.LENGTH.size
-    return frame[p.LENGTH.size :]
+    assert frames.body_bytes(frame[: frames.LENGTH.size]) == len(frame) - frames.LENGTH.size
+    return frame[frames.LENGTH.size :]
 
 
 def test_every_request_arrives_as_it_was_sent() -> None:
     assert {type(request) for request in REQUESTS} == set(p.Request.__args__)
     for request in REQUESTS:
-        assert p.decode_request(body_of(p.encode_frame(7, request))) == (7, request)
+        assert frames.decode_request(body_of(frames.encode_frame(7, request))) == (7, request)
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
 def test_no_bytes_do_more_than_be_refused(body: bytes) -> None:
     with contextlib.suppress(ProtocolError):
-        p.decode_request(body)
+        frames.decode_request(body)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +77,13 @@ def test_no_bytes_do_more_than_be_refused(body: bytes) -> None:
 )
 def test_a_message_of_the_wrong_shape_is_refused(message: dict[str, object]) -> None:
     with pytest.raises(ProtocolError, match="not a request"):
-        p.decode_request(msgspec.msgpack.encode((1, message)))
+        frames.decode_request(msgspec.msgpack.encode((1, message)))
 
 
-@pytest.mark.parametrize("size", [0, p.FRAME_BYTES_MAX + 1, 2**32 - 1])
+@pytest.mark.parametrize("size", [0, frames.FRAME_BYTES_MAX + 1, 2**32 - 1])
 def test_a_length_out_of_bounds_is_refused(size: int) -> None:
     with pytest.raises(ProtocolError, match="frame of"):
-        p.body_bytes(p.LENGTH.pack(size))
+        frames.body_bytes(frames.LENGTH.pack(size))
 
 
 def test_keys_are_whole() -> None:
