@@ -64,25 +64,23 @@ class Ownership:
 
     def missing(self, keys: Sequence[PageKey]) -> bytes:
         """One byte per key: 1 where no tier has it."""
-        return bytes(self.best_copy(key) is None for key in keys)
+        dram, disk = self._dram, self._disk
+        return bytes([key not in dram and key not in disk for key in keys])
 
     def find(self, keys: Sequence[PageKey]) -> int:
         """How many keys, counted from the first, are held without a gap."""
+        dram, disk = self._dram, self._disk
         for count, key in enumerate(keys):
-            if self.best_copy(key) is None:
+            if key not in dram and key not in disk:
                 return count
         return len(keys)
 
     def residency(self, keys: Sequence[PageKey]) -> bytes:
         """One byte per key: a bit per tier, in the order of `protocol.TIERS`, and durability."""
-        flags = bytearray(len(keys))
-        dram_bit, disk_bit = 1 << TIERS.index(Tier.DRAM), 1 << TIERS.index(Tier.DISK)
-        for index, key in enumerate(keys):
-            if self._dram.get(key) is not None:
-                flags[index] |= dram_bit
-            if self._disk.get(key) is not None:
-                flags[index] |= disk_bit | DURABLE_BIT
-        return bytes(flags)
+        dram, disk = self._dram, self._disk
+        dram_bits = 1 << TIERS.index(Tier.DRAM)
+        disk_bits = 1 << TIERS.index(Tier.DISK) | DURABLE_BIT
+        return bytes([dram_bits * (key in dram) | disk_bits * (key in disk) for key in keys])
 
     def hold_prefix(self, keys: Sequence[PageKey]) -> Hold:
         """Takes a read hold on the pages found before the first gap."""
@@ -167,7 +165,7 @@ class Ownership:
 
     def is_spare(self, copy: DramCopy) -> bool:
         """Whether nobody was promised this dram copy: the page is durable, or nothing claims it."""
-        return self._disk.get(copy.key) is not None or not self._write_behind.pending(copy.key)
+        return copy.key in self._disk or not self._write_behind.pending(copy.key)
 
     def may_evict(self, copy: DramCopy) -> bool:
         """Whether a dram copy may be dropped: it is spare, or the disk tier cannot take it."""
@@ -179,7 +177,7 @@ class Ownership:
         Claimed pages that are not durable go only while the disk tier takes nothing.
         """
         spare = self._dram.evict(pages, self.is_spare, slabs)
-        durable = sum(self._disk.get(copy.key) is not None for copy in spare)
+        durable = sum(copy.key in self._disk for copy in spare)
         lost: list[DramCopy] = []
         if len(spare) < pages and self._write_behind.failing is not None:
             lost = self._dram.evict(pages - len(spare), self.may_evict, slabs)
@@ -197,7 +195,7 @@ class Ownership:
             copies = [copy for key in keys if (copy := self._dram.get(key)) is not None]
         pages = page_bytes = 0
         for copy in copies:
-            if copy.gone or copy.holds or self._disk.get(copy.key) is None:
+            if copy.gone or copy.holds or copy.key not in self._disk:
                 continue
             self._dram.remove(copy)
             self.movements.record(copy.key, Tier.DRAM, None, copy.payload_bytes)

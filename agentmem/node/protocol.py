@@ -12,7 +12,7 @@ version is dropped (`PROTOCOL_VERSION_MIN`) when no release that speaks nothing 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
 
@@ -334,7 +334,7 @@ def join_keys(keys: Sequence[bytes]) -> bytes:
     """The keys as one blob. Raises ProtocolError for too many or a key of the wrong size."""
     if len(keys) > KEYS_MAX:
         raise ProtocolError(f"{len(keys)} keys in one call: at most {KEYS_MAX}")
-    if any(len(key) != PAGE_KEY_BYTES for key in keys):
+    if not set(map(len, keys)) <= {PAGE_KEY_BYTES}:
         raise ProtocolError(f"a page key has {PAGE_KEY_BYTES} bytes")
     return b"".join(keys)
 
@@ -343,7 +343,8 @@ def split_keys(blob: bytes) -> list[PageKey]:
     """The keys of a blob. Raises ProtocolError when its length is no multiple of a key's."""
     if len(blob) % PAGE_KEY_BYTES:
         raise ProtocolError(f"{len(blob)} bytes are no whole number of {PAGE_KEY_BYTES}-byte keys")
-    return [PageKey(blob[at : at + PAGE_KEY_BYTES]) for at in range(0, len(blob), PAGE_KEY_BYTES)]
+    keys = [blob[at : at + PAGE_KEY_BYTES] for at in range(0, len(blob), PAGE_KEY_BYTES)]
+    return cast("list[PageKey]", keys)  # without a call per key
 
 
 def check_indexes(indexes: Iterable[int], count: int) -> None:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the shared memory of POSIX, not a temporary file
 _IO_THREADS = 4
 _HOUSEKEEPING_SECONDS = 1.0
+_COMPACTED_PACKS_MAX = 4
 _DRAIN_SECONDS_MAX = 30.0
 
 
@@ -77,7 +78,7 @@ class NodeAgent:
         if recovery != (0, 0, 0, False):
             logger.warning("disk tier recovered: %s", recovery)
         self._dram.open()
-        waiters = DurabilityWaiters(lambda key: self._disk.get(key) is not None)
+        waiters = DurabilityWaiters(lambda key: key in self._disk)
         self._write_behind = WriteBehind(self._dram, self._disk, waiters, self._executor)
         ownership = Ownership(self._dram, self._disk, self._write_behind, waiters)
         self._retention = Retention(
@@ -154,6 +155,14 @@ class NodeAgent:
             self._dram.unlink_empty()
             self._doors.tidy()
             await self._attempt(self._retention.sweep())
+            await self._attempt(self._disk.reclaim())  # what could not be destroyed before
+            await self._attempt(self._compact())
+
+    async def _compact(self) -> None:
+        """One pack a second while pages are written, a few while the disk is idle."""
+        for _ in range(_COMPACTED_PACKS_MAX):
+            if not await self._disk.compact() or not self._write_behind.idle:
+                return
 
     async def _attempt(self, work: Coroutine[Any, Any, None]) -> None:
         """Lets a failing medium stall the work of a loop, not end the loop."""

@@ -1,5 +1,7 @@
 """Write-behind: claimed pages in dram become durable by themselves, grouped by what has queued up.
 
+While one group is written and synced, the next is looked up and checked; see `store.pipeline`.
+
 A page that nothing claims is only cache: it is never written. Which request a page is from cannot
 be told from its key, so a claim is all that decides; it may come before the page or after.
 """
@@ -10,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from agentmem.native.datapath import load_batch
 from agentmem.native.jobs import LoadJob, Outcome
 from agentmem.node.durability import DurabilityWaiters
 from agentmem.node.movements import MovementLog
+from agentmem.store.claims import Claim
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramCopy, DramTier
 from agentmem.store.packwriter import Record
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_BYTES_MAX = 64 << 20
 BATCH_PAGES_MAX = 1024
+# One is written while the next is looked up and checked, or committed while that is written.
+BATCHES_MAX = 2
 _BACKOFF_SECONDS_MIN = 0.2
 _BACKOFF_SECONDS_MAX = 5.0
 
@@ -64,8 +69,10 @@ class WriteBehind:
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._between_batches = asyncio.Event()
-        self._between_batches.set()
+        self._batches: set[asyncio.Task[None]] = set()
+        # Pages of these batches that are claimed and check.
+        self._writing: set[PageKey] = set()
+        self._backoff_seconds = 0.0
 
     @property
     def queued_pages(self) -> int:
@@ -95,8 +102,8 @@ class WriteBehind:
         """A claim names these: those in dram that are not durable will be written."""
         now = time.time_ns()
         for key in keys:
-            waits = self._dram.get(key) is not None and self._disk.get(key) is None
-            if waits and not self.pending(key):
+            waits = self._dram.get(key) is not None and key not in self._disk
+            if waits and key not in self._writing and not self.pending(key):
                 self._add(key, now)
 
     def urge(self, keys: Iterable[PageKey]) -> None:
@@ -106,20 +113,35 @@ class WriteBehind:
                 self._urgent[key] = self._normal.pop(key)
 
     async def run(self) -> None:
-        """Writes until cancelled; a disk tier that refuses is asked again, ever more rarely."""
-        backoff = _BACKOFF_SECONDS_MIN
-        while True:
-            await self._wanted.wait()
-            batch = self._next_batch()
-            if not batch:
+        """Writes until cancelled; a disk tier that refuses is asked again, ever more rarely.
+
+        Batches that are on their way are finished first.
+        """
+        try:
+            while True:
+                await self._wanted.wait()
+                await self._wait_for_turn()
+                batch = self._next_batch()
+                if batch:
+                    self._batches.add(asyncio.create_task(self._write(batch)))
+                    continue
                 self._wanted.clear()
-                self._idle.set()
-                continue
-            if await self._write(batch):
-                backoff = _BACKOFF_SECONDS_MIN
-            else:
-                await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, _BACKOFF_SECONDS_MAX)
+                if not self._batches:
+                    self.failing = None  # there is nothing that it fails to write
+                    self._idle.set()
+        finally:
+            await asyncio.gather(*self._batches, return_exceptions=True)
+
+    async def _wait_for_turn(self) -> None:
+        """Until another batch may be begun. Raises what ended one, other than a refusal."""
+        if len(self._batches) >= BATCHES_MAX:
+            await asyncio.wait(self._batches, return_when=asyncio.FIRST_COMPLETED)
+        if self._backoff_seconds:
+            await asyncio.sleep(self._backoff_seconds)
+        ended = {batch for batch in self._batches if batch.done()}
+        self._batches -= ended
+        for batch in ended:
+            batch.result()
 
     async def drain(self, timeout_seconds: float) -> bool:
         """Waits until what is queued and claimed is durable. False when that took too long."""
@@ -131,8 +153,9 @@ class WriteBehind:
         return True
 
     async def batch_ended(self) -> None:
-        """Waits for the batch that is being written now, whose pages it holds."""
-        await self._between_batches.wait()
+        """Waits for the batches that are being written now, whose pages they hold."""
+        if self._batches:
+            await asyncio.wait(set(self._batches))
 
     def _add(self, key: PageKey, since_ns: int) -> None:
         queue = self._urgent if self._waiters.awaited(key) else self._normal
@@ -147,44 +170,53 @@ class WriteBehind:
             while queue and size_bytes < BATCH_BYTES_MAX and len(batch) < BATCH_PAGES_MAX:
                 key, since_ns = queue.popitem(last=False)
                 copy = self._dram.get(key)
-                if copy is None or self._disk.get(key) is not None:
+                if copy is None or key in self._disk:
                     continue
                 batch.append(_Waiting(copy, since_ns))
                 size_bytes += copy.payload_bytes
         return batch
 
-    async def _write(self, batch: Sequence[_Waiting]) -> bool:
-        """Writes one batch. False when the disk tier refused; the pages then wait again."""
+    async def _write(self, batch: Sequence[_Waiting]) -> None:
+        """Writes one batch. Where the disk tier refuses it, its pages wait again."""
         # The read hold keeps the slot's bytes where they are while the disk tier reads them.
         for page in batch:
             self._dram.hold(page.copy)
-        self._between_batches.clear()
         good: Sequence[_Waiting] = batch
+        keys: set[PageKey] = set()
         try:
-            good = await self._without_corrupt(await self._claimed(batch))
-            records = [
-                Record(copy.key, copy.record, copy.payload_bytes, copy.sequence) for copy, _ in good
-            ]
+            claims = await self._disk.claims([copy.key for copy, _ in batch])
+            good = self._in_order(batch, claims)
+            keys.update(copy.key for copy, _ in good)
+            self._writing |= keys
+            good = await self._without_corrupt(good)
+            records = [_record(copy, claims[copy.key]) for copy, _ in good]
             if records:
                 rejected = {record.key for record in await self._disk.append(records)}
                 self._note_durable(good, rejected)
-            return True
         except StoreRefused as error:
             self._requeue(good, error)
-            return False
         finally:
+            self._writing -= keys
             for page in batch:
                 self._dram.unhold(page.copy)
-            self._between_batches.set()
+            self._wanted.set()  # the loop is to see that it has ended
 
-    async def _claimed(self, batch: Sequence[_Waiting]) -> list[_Waiting]:
-        """Those that something claims; the others stay in dram, as cache. Raises StoreRefused.
+    def _in_order(
+        self, batch: Sequence[_Waiting], claims: Mapping[PageKey, Sequence[Claim]]
+    ) -> list[_Waiting]:
+        """Those that something claims, pages of one session next to each other.
 
-        A claim that comes while they are looked up puts its pages into the queue again.
+        The others stay in dram, as cache. A claim that came while they were looked up has put its
+        pages into the queue again.
         """
-        claimed = await self._disk.claimed([copy.key for copy, _ in batch])
+        claimed = [page for page in batch if page.copy.key in claims]
         self.counters["unclaimed_pages"] += len(batch) - len(claimed)
-        return [page for page in batch if page.copy.key in claimed]
+
+        def place(page: _Waiting) -> tuple[bytes, int]:
+            first = claims[page.copy.key][0]
+            return first.claim_id, first.position
+
+        return sorted(claimed, key=place)
 
     async def _without_corrupt(self, batch: Sequence[_Waiting]) -> list[_Waiting]:
         """Those whose bytes check and that nobody deleted meanwhile."""
@@ -198,6 +230,7 @@ class WriteBehind:
 
     def _note_durable(self, pages: Iterable[_Waiting], rejected: set[PageKey]) -> None:
         self.failing = None
+        self._backoff_seconds = 0.0
         now = time.time_ns()
         for copy, since_ns in pages:
             if copy.key in rejected:
@@ -212,12 +245,18 @@ class WriteBehind:
         if self.failing != error.reason:
             logger.error("write-behind stalls: %s", error)
         self.failing = error.reason
+        doubled = max(2 * self._backoff_seconds, _BACKOFF_SECONDS_MIN)
+        self._backoff_seconds = min(doubled, _BACKOFF_SECONDS_MAX)
         self.counters[f"stalled_{error.reason}"] += 1
         for copy, since_ns in reversed(pages):
             if not copy.gone:
                 queue = self._urgent if self._waiters.awaited(copy.key) else self._normal
                 queue[copy.key] = since_ns
                 queue.move_to_end(copy.key, last=False)
+
+
+def _record(copy: DramCopy, claims: Sequence[Claim]) -> Record:
+    return Record(copy.key, copy.record, copy.payload_bytes, copy.sequence, claims[0].position)
 
 
 def _find_corrupt(copies: Sequence[DramCopy]) -> list[DramCopy]:

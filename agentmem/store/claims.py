@@ -174,6 +174,16 @@ class ClaimTable:
         with self._env.begin() as tx:
             return {key for key in keys if self.is_claimed(tx, key, now_us)}
 
+    def of_pages(self, keys: Iterable[PageKey], now_us: int) -> dict[PageKey, list[Claim]]:
+        """The unexpired claims on these pages; a page without one is not in it."""
+        found: dict[PageKey, list[Claim]] = {}
+        with self._env.begin() as tx:
+            for key in keys:
+                live = [c for c in self.of_page_in(tx, key) if c.expires_at_us > now_us]
+                if live:
+                    found[key] = live
+        return found
+
     def of_page(self, key: PageKey) -> list[Claim]:
         """All claims on a page, expired ones included."""
         with self._env.begin() as tx:

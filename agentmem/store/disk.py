@@ -26,7 +26,7 @@ from agentmem.errors import StoreRefused
 from agentmem.pages.record import record_bytes
 from agentmem.store.audit import Audit, audit_packs
 from agentmem.store.base import Location, TierUsage
-from agentmem.store.claims import Terms
+from agentmem.store.claims import Claim, Terms
 from agentmem.store.compaction import Compactor
 from agentmem.store.copies import DiskCopies, DiskCopy
 from agentmem.store.index import Extent, PageIndex, Unclaimed
@@ -288,10 +288,10 @@ class DiskTier:
         terms = Terms(int(expires_at * 1_000_000))
         await self._in_index_thread(partial(self._index.claims.claim, claim_id, keys, terms))
 
-    async def claimed(self, keys: Sequence[PageKey]) -> set[PageKey]:
-        """Those of the keys that a live claim names. Raises StoreRefused when the index fails."""
+    async def claims(self, keys: Sequence[PageKey]) -> dict[PageKey, list[Claim]]:
+        """The live claims on those of the keys that have one. Raises StoreRefused."""
         try:
-            call = partial(self._index.claims.claimed, keys, self._now_us())
+            call = partial(self._index.claims.of_pages, keys, self._now_us())
             return await self._in_index_thread(call)
         except lmdb.Error as error:
             raise self._refusal(error) from error

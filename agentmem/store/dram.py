@@ -104,6 +104,10 @@ class DramTier:
         # Least recently used first.
         self._pages: OrderedDict[PageKey, DramCopy] = OrderedDict()
 
+    def __contains__(self, key: PageKey) -> bool:
+        """Whether the page is here."""
+        return key in self._pages
+
     def get(self, key: PageKey) -> DramCopy | None:
         """The page's copy, or None. Changes nothing."""
         return self._pages.get(key)

@@ -21,6 +21,7 @@ from agentmem.node.retention import Retention
 from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.record import HEADER_BYTES, record_bytes
 from agentmem.pages.slab import SlabHeader, commit_slot
+from agentmem.store.claims import Claim
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramTier, Slab, create_slab
 from agentmem.store.packwriter import Record
@@ -94,6 +95,7 @@ async def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     parts = Parts(tmp_path, dram, disk, waiters, write_behind, ownership, retention, dram.add(path))
     monkeypatch.setattr(disk, "append", parts.append)
     monkeypatch.setattr(writebehind, "BATCH_PAGES_MAX", 2)
+    monkeypatch.setattr(writebehind, "BATCHES_MAX", 1)
     task = asyncio.create_task(write_behind.run())
     yield parts
     task.cancel()
@@ -125,10 +127,41 @@ async def test_pages_that_someone_waits_for_go_first(parts: Parts) -> None:
     await until(lambda: parts.write_behind.idle)
     assert parts.appended == [
         [key_of(0), key_of(1)],
-        [key_of(4), key_of(5)],
+        [key_of(5), key_of(4)],  # of the claim's first and fifth place
         [key_of(2), key_of(3)],
         [key_of(6)],
     ]
+
+
+async def test_the_next_batch_is_begun_while_one_is_written(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writebehind, "BATCHES_MAX", 2)
+    await parts.write_claimed(0, 1, 2, 3, 4)
+    await until(lambda: len(parts.appended) == 2)
+    await parts.claim(0, 1, 2)  # renewed: what is being written is not queued again
+    assert parts.write_behind.queued_pages == 1
+    await asyncio.sleep(0.02)
+    assert len(parts.appended) == 2
+    parts.gate.set()
+    assert await parts.write_behind.drain(5)
+    assert sorted(map(len, parts.appended)) == [1, 2, 2]
+    assert parts.ownership.find([key_of(n) for n in range(5)]) == 5
+
+
+async def test_pages_of_a_session_lie_side_by_side_in_its_order(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writebehind, "BATCH_PAGES_MAX", 8)
+    await parts.retention.claim("b", [key_of(n) for n in (1, 0, 4)], time.time() + 60)
+    await parts.retention.claim("a", [key_of(n) for n in (5, 2)], time.time() + 60)
+    parts.write(0, 1, 2, 4, 5)
+    parts.gate.set()
+    assert await parts.write_behind.drain(5)
+    assert parts.appended == [[key_of(n) for n in (5, 2, 1, 0, 4)]]
+    copy = parts.disk.get(key_of(4))
+    assert copy is not None
+    assert copy.position == 2
 
 
 async def test_a_deletion_waits_for_the_batch_that_holds_its_pages(parts: Parts) -> None:
@@ -237,16 +270,16 @@ async def test_a_claim_that_comes_while_claims_are_looked_up_counts(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts.gate.set()
-    lookup, looked_up = parts.disk.claimed, asyncio.Event()
+    lookup, looked_up = parts.disk.claims, asyncio.Event()
     asked: list[int] = []
 
-    async def slow(keys: Sequence[PageKey]) -> set[PageKey]:
+    async def slow(keys: Sequence[PageKey]) -> dict[PageKey, list[Claim]]:
         found = await lookup(keys)
         asked.append(len(found))
         await looked_up.wait()
         return found
 
-    monkeypatch.setattr(parts.disk, "claimed", slow)
+    monkeypatch.setattr(parts.disk, "claims", slow)
     parts.write(0)
     await until(lambda: asked)
     await parts.claim(0)
@@ -259,15 +292,15 @@ async def test_an_index_that_fails_leaves_the_page_waiting(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts.gate.set()
-    lookup = parts.disk._index.claims.claimed
+    lookup = parts.disk._index.claims.of_pages
     failures = [lmdb.Error("broken")]
 
-    def failing(keys: Sequence[PageKey], now_us: int) -> set[PageKey]:
+    def failing(keys: Sequence[PageKey], now_us: int) -> dict[PageKey, list[Claim]]:
         if failures:
             raise failures.pop()
         return lookup(keys, now_us)
 
-    monkeypatch.setattr(parts.disk._index.claims, "claimed", failing)
+    monkeypatch.setattr(parts.disk._index.claims, "of_pages", failing)
     await parts.write_claimed(0)
     await until(lambda: parts.write_behind.failing == "index_failed")
     assert await parts.ownership.wait_durable([key_of(0)], 5) == []
