@@ -70,6 +70,11 @@ class Connection:
         return self._listener is not None
 
     @property
+    def introduced(self) -> bool:
+        """Whether the peer's hello was taken."""
+        return self._peer is not None
+
+    @property
     def unread_bytes(self) -> int:
         """Replies that the peer has yet to read."""
         return self._writer.transport.get_write_buffer_size()

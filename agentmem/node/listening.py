@@ -41,7 +41,8 @@ class Doors:
         self._socket_path = socket_path
         self._listener = listener
         self._budget = FrameBudget()
-        self._connections: set[Connection] = set()
+        # In the order in which they came.
+        self._connections: dict[Connection, None] = {}
         self._strangers: Counter[str] = Counter()
         self._arriving: set[asyncio.Task[None]] = set()
         self._accepting: asyncio.Task[None] | None = None
@@ -97,15 +98,28 @@ class Doors:
 
     async def _serve(self, connection: Connection) -> None:
         limit = REMOTE_CONNECTIONS_MAX if connection.remote else CONNECTIONS_MAX
-        if sum(other.remote == connection.remote for other in self._connections) >= limit:
-            self._calls.counters["connections_refused"] += 1
+        if not self._make_room(connection.remote, limit):
             await connection.refuse(f"the agent has {limit} connections already")
             return
-        self._connections.add(connection)
+        self._connections[connection] = None
         try:
             await connection.serve()
         finally:
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
+
+    def _make_room(self, remote: bool, limit: int) -> bool:
+        """Whether there is room for one more, if need be by hanging up on the oldest of those who
+        have said nothing yet."""
+        others = [other for other in self._connections if other.remote == remote]
+        if len(others) < limit:
+            return True
+        self._calls.counters["connections_refused"] += 1
+        silent = next((other for other in others if not other.introduced), None)
+        if silent is None:
+            return False
+        del self._connections[silent]
+        silent.abort()
+        return True
 
     async def _accept(self, listening: socket.socket, listener: TcpListener) -> None:
         """Takes TCP connections until cancelled."""

@@ -17,6 +17,7 @@ from agentmem.node.address import Address, TcpAddress
 _RECEIVE_BYTES = 1 << 20
 # A host that went away without a word is noticed after about so long.
 _SILENCE_SECONDS = 15
+_FULL_SECONDS = 0.005
 
 
 class Wire:
@@ -89,9 +90,14 @@ def _connect(address: Address, deadline: float) -> socket.socket:
     if not isinstance(address, TcpAddress):
         plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            plain.settimeout(_remaining(deadline))
-            plain.connect(str(address))
             plain.setblocking(False)
+            while True:
+                try:
+                    plain.connect(str(address))
+                    break
+                except BlockingIOError:
+                    # The agent has many to take in (unix(7)): nothing says when there is room.
+                    time.sleep(min(_FULL_SECONDS, _remaining(deadline)))
         except OSError:
             plain.close()
             raise
