@@ -79,6 +79,18 @@ def node(*, data_dir: DataDir = None) -> None:
 
 
 @cli.command
+def doctor(*, verify: bool = False, json: bool = False, data_dir: DataDir = None) -> int:
+    """Check this machine and the node's pages; repair what can be repaired, and say so.
+
+    --verify reads every record and checks it. With the node agent running it is asked; without, its
+    directory is opened. Exit code 0: healthy, 1: something was found, 2: it could not be checked.
+    """
+    from agentmem.doctor.run import run_doctor
+
+    return run_doctor(_settings(data_dir=data_dir), verify=verify, as_json=json)
+
+
+@cli.command
 def migrate(*, data_dir: DataDir = None) -> None:
     """Bring the catalog's schema to this version."""
     from agentmem.app import migrate_catalog

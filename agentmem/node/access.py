@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from agentmem.errors import ConfigurationInvalid, ProtocolError
 from agentmem.node import protocol as p
+from agentmem.node.messages import Audit, Verify
 
 TOKEN_CHARACTERS_MIN = 32
 TOKEN_CHARACTERS_MAX = 1024
@@ -36,7 +37,10 @@ REMOTE_CALLS = (
     p.Ping,
 )
 # What only a process of this host may ask.
-LOCAL_CALLS = (p.Grant, p.GiveBack, p.Wanted, p.Stored, p.Locate, p.Release, p.DropTier)
+LOCAL_CALLS = (
+    *(p.Grant, p.GiveBack, p.Wanted, p.Stored, p.Locate, p.Release, p.DropTier),
+    *(Verify, Audit),
+)
 
 
 class TlsFiles(NamedTuple):

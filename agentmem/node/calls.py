@@ -6,12 +6,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
+from agentmem.core import Tier
 from agentmem.errors import InvalidRequest, NotFound, ProtocolError
 from agentmem.node import protocol as p
+from agentmem.node.messages import Audit, Verify
 from agentmem.node.ownership import Ownership
 from agentmem.node.retention import Retention
 from agentmem.node.shares import Owner
 from agentmem.node.slabs import Slabs
+from agentmem.node.verifying import Verification
 from agentmem.node.writebehind import WriteBehind
 from agentmem.store.base import TierUsage
 from agentmem.store.disk import DiskTier
@@ -26,6 +29,8 @@ _LATER = (
     p.CopyPage,
     p.DropTier,
     p.Release,
+    Verify,
+    Audit,
 )
 # Every counter, so that each is there from the start, at 0.
 COUNTERS = (
@@ -112,6 +117,7 @@ class Calls:
         write_behind: WriteBehind,
         retention: Retention,
         slabs: Slabs,
+        verification: Verification,
     ) -> None:
         self.node_id = node_id
         self.counters: Counter[str] = Counter()
@@ -121,6 +127,7 @@ class Calls:
         self._write_behind = write_behind
         self._retention = retention
         self._slabs = slabs
+        self._verification = verification
 
     def takes_time(self, request: p.Request) -> bool:
         """Whether `answer_later` answers this one, `answer` otherwise."""
@@ -191,6 +198,10 @@ class Calls:
             case p.DropTier(keys=keys):
                 names = None if keys is None else p.split_keys(keys)
                 reply = p.DeletedReply(*await self._ownership.drop_dram(names))
+            case Verify(tier=tier, after=after):
+                reply = await self._verification.verify(Tier(tier), after)
+            case Audit():
+                reply = await self._verification.audit()
             case _:
                 raise ProtocolError(f"{type(request).__name__} is not expected here")
         return reply

@@ -34,11 +34,12 @@ from agentmem.node.answers import (
     Residency,
 )
 from agentmem.node.link import Link
+from agentmem.node.messages import Audit, AuditReply, Struct, Verify, VerifyReply
 from agentmem.node.movements import Movement
 
 CALL_SECONDS_DEFAULT = 5.0
 
-ReplyT = TypeVar("ReplyT", bound=p.Struct)
+ReplyT = TypeVar("ReplyT", bound=Struct)
 
 
 class NodeClient:
@@ -257,6 +258,16 @@ class NodeClient:
         request = p.DropTier("dram", None if keys is None else p.join_keys(keys))
         reply = self._call(request, p.DeletedReply, timeout_seconds)
         return Deleted(reply.pages, reply.page_bytes)
+
+    def verify(
+        self, tier: Literal["dram", "disk"], after: bytes, *, timeout_seconds: float | None = None
+    ) -> VerifyReply:
+        """Checks the records of the next pages of a tier; the agent quarantines bad ones."""
+        return self._call(Verify(tier, after), VerifyReply, timeout_seconds)
+
+    def audit(self, *, timeout_seconds: float | None = None) -> AuditReply:
+        """Holds index, packs and accounting against each other; the agent mends what it can."""
+        return self._call(Audit(), AuditReply, timeout_seconds)
 
     def stats(self, *, timeout_seconds: float | None = None) -> dict[str, int]:
         """Gauges (bytes and pages per tier, queues) and counters since the agent's start."""

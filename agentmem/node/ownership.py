@@ -94,10 +94,13 @@ class Ownership:
 
     def locations(self, hold: Hold) -> list[Location]:
         """Where the pages of a hold lie, while it lasts."""
-        return [
-            self._dram.location(copy) if isinstance(copy, DramCopy) else self._disk.location(copy)
-            for copy in hold.copies
-        ]
+        return [self.location(copy) for copy in hold.copies]
+
+    def location(self, copy: Copy) -> Location:
+        """Where a held copy lies."""
+        if isinstance(copy, DramCopy):
+            return self._dram.location(copy)
+        return self._disk.location(copy)
 
     def note_loaded(self, hold: Hold, loaded: Mapping[Tier, Sequence[int]]) -> None:
         """The reader of a hold really read these pages. Raises ProtocolError for a wrong index."""

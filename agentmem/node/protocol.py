@@ -18,6 +18,7 @@ import msgspec
 
 from agentmem.core import FINGERPRINT_DIGEST_BYTES, PAGE_KEY_BYTES, PageKey, Tier
 from agentmem.errors import ProtocolError
+from agentmem.node.messages import Audit, AuditReply, Struct, Verify, VerifyReply
 
 PROTOCOL_VERSION = 2
 PROTOCOL_VERSION_MIN = 2
@@ -38,10 +39,6 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Indexes = Annotated[list[Count], msgspec.Meta(max_length=KEYS_MAX)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 KeyBlob = Annotated[bytes, msgspec.Meta(min_length=PAGE_KEY_BYTES, max_length=PAGE_KEY_BYTES)]
-
-
-class Struct(msgspec.Struct, forbid_unknown_fields=True):
-    """Base of all messages: unknown fields and wrong types are refused."""
 
 
 class Greeting(msgspec.Struct, tag="hello", tag_field="type"):
@@ -310,6 +307,8 @@ Request = (
     | DropTier
     | Stats
     | Ping
+    | Verify
+    | Audit
 )
 Reply = (
     Failure
@@ -327,6 +326,8 @@ Reply = (
     | LoadsReply
     | MovementsReply
     | StatsReply
+    | VerifyReply
+    | AuditReply
 )
 
 

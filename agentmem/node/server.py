@@ -24,6 +24,7 @@ from agentmem.node.listening import Doors
 from agentmem.node.ownership import Ownership
 from agentmem.node.retention import Retention
 from agentmem.node.slabs import Slabs
+from agentmem.node.verifying import Verification
 from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.slab import NODE_ID_HEX_DIGITS
 from agentmem.store.disk import DiskTier
@@ -42,7 +43,8 @@ class NodeAgent:
     """Owns a node directory (packs, index), a slab directory in shared memory, and its sockets.
 
     `start` raises ConfigurationInvalid when another agent owns the directory, OSError or lmdb.Error
-    when it cannot be read. `stop` makes what is queued durable, for at most 30 s.
+    when it cannot be read. `stop` makes what is queued durable, for at most 30 s. `recovery`: what
+    the disk tier found at the start.
     """
 
     def __init__(
@@ -74,9 +76,9 @@ class NodeAgent:
         self._executor = ThreadPoolExecutor(_IO_THREADS, "node-io")
         self._dram = DramTier(_SHARED_MEMORY / f"agentmem-{node_id}", node_id, self._dram_bytes)
         self._disk = DiskTier(self._node_dir / "packs", node_id, self._disk_bytes)
-        recovery = await self._disk.open()
-        if recovery != (0, 0, 0, False):
-            logger.warning("disk tier recovered: %s", recovery)
+        self.recovery = await self._disk.open()
+        if any(self.recovery):
+            logger.warning("disk tier recovered: %s", self.recovery)
         self._dram.open()
         waiters = DurabilityWaiters(lambda key: key in self._disk)
         self._write_behind = WriteBehind(self._dram, self._disk, waiters, self._executor)
@@ -99,6 +101,13 @@ class NodeAgent:
             write_behind=self._write_behind,
             retention=self._retention,
             slabs=self._slabs,
+            verification=Verification(
+                ownership=ownership,
+                dram=self._dram,
+                disk=self._disk,
+                retention=self._retention,
+                executor=self._executor,
+            ),
         )
         self._spawn(self._write_behind.run())
         self._spawn(self._reclaim())

@@ -32,6 +32,7 @@ from agentmem.store.copies import DiskCopies, DiskCopy
 from agentmem.store.index import Extent, PageIndex, Unclaimed
 from agentmem.store.indexthread import IndexThread
 from agentmem.store.medium import reason_of
+from agentmem.store.mending import Mended, Mender
 from agentmem.store.pack import PACK_BYTES, PACK_HEADER_BYTES, pack_name
 from agentmem.store.packwriter import Batch, PackWriter, Record
 from agentmem.store.pipeline import Pipeline
@@ -77,6 +78,7 @@ class DiskTier:
         self._reclaimer = Reclaimer(
             directory, self._space, self._index_thread, lambda: self._pipeline.in_use
         )
+        self._mender = Mender(directory)
         self._compactor = Compactor(directory, self._space, self._table)
         self._copies = DiskCopies(self._table)
 
@@ -234,16 +236,27 @@ class DiskTier:
         `headers`: whether to read each record's header, too. Raises OSError, lmdb.Error.
         """
         async with self._pipeline.quiet():
-            await self.reclaim()
-            compare = partial(
-                audit_packs,
-                self._directory,
-                self._index,
-                self._table,
-                self._space.reserved_bytes,
-                headers=headers,
-            )
-            return await self._in_index_thread(compare)
+            return await self._audit(headers=headers)
+
+    async def mend(self) -> tuple[Audit, list[Mended]]:
+        """Audits, and takes in or destroys the bytes that nothing refers to. Raises as `audit`."""
+        async with self._pipeline.quiet():
+            audit = await self._audit(headers=True)
+            mend = partial(self._mender.mend, audit.differences, self._index, self._now_us())
+            mended = await self._in_index_thread(mend)
+            for extent in (extent for each in mended for extent in each.taken_in):
+                self._space.put(extent.pack, record_bytes(extent.payload_bytes))
+                self._table.add(extent, int(self._clock()))
+            return audit, mended
+
+    async def keys_after(self, after: bytes, pages_max: int) -> list[PageKey]:
+        """Keys of the next pages after that key (empty: from the first), in order."""
+        return await self._in_index_thread(partial(self._index.keys_after, after, pages_max))
+
+    async def _audit(self, *, headers: bool) -> Audit:
+        await self.reclaim()
+        parts = (self._directory, self._index, self._table, self._space.reserved_bytes)
+        return await self._in_index_thread(partial(audit_packs, *parts, headers=headers))
 
     async def evict(self, size_bytes: int, keys: Sequence[PageKey] | None = None) -> int:
         """Evicts pages that nothing claims until `size_bytes` are free, in the order of `keys`.

@@ -12,6 +12,7 @@ Used from one thread at a time (the disk tier's index thread). Every method is o
 
 from __future__ import annotations
 
+import itertools
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -121,6 +122,16 @@ class PageIndex:
         with self._env.begin(db=self._pages) as tx:
             for key, value in tx.cursor():
                 yield _extent(PageKey(key), value)
+
+    def keys_after(self, after: bytes, pages_max: int) -> list[PageKey]:
+        """The next keys of pages after `after` (empty: from the first), in order."""
+        with self._env.begin(db=self._pages) as tx:
+            cursor = tx.cursor()
+            there = cursor.set_range(after) if after else cursor.first()
+            if there and after and cursor.key() == after:
+                there = cursor.next()
+            keys = cursor.iternext(keys=True, values=False) if there else ()
+            return [PageKey(bytes(key)) for key in itertools.islice(keys, pages_max)]
 
     def packs(self) -> dict[int, PackState]:
         """All packs that the index knows."""

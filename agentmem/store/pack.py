@@ -147,13 +147,15 @@ def punch(fd: int, offset: int, size_bytes: int) -> bool:
     return False
 
 
-def scan_records(fd: int, start: int) -> list[Found]:
-    """Whole, valid records at or after `start`. Raises OSError.
+def scan_records(fd: int, start: int, end: int | None = None) -> list[Found]:
+    """Whole, valid records from `start` on, up to `end` or the file's. Raises OSError.
 
     After bytes that are no valid record (a hole, a torn write) it goes on at the next 4096-byte
     boundary that starts with a record's magic: a batch may have reached the medium out of order.
     """
     size = os.fstat(fd).st_size
+    if end is not None:
+        size = min(size, end)
     found: list[Found] = []
     at = start
     while at + HEADER_BYTES <= size:
@@ -163,7 +165,7 @@ def scan_records(fd: int, start: int) -> list[Found]:
             continue
         try:
             header = decode_header(block)
-            verify_record(os.pread(fd, record_bytes(header.payload_bytes), at))
+            verify_record(os.pread(fd, min(record_bytes(header.payload_bytes), size - at), at))
         except PageCorrupt:
             at += ALIGN_BYTES
             continue

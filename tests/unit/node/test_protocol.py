@@ -13,6 +13,7 @@ from agentmem.core import PageKey, Tier
 from agentmem.errors import ProtocolError
 from agentmem.node import frames
 from agentmem.node import protocol as p
+from agentmem.node.messages import Audit, Verify
 
 KEYS = [PageKey(bytes([n]) * 48) for n in range(3)]
 BLOB = p.join_keys(KEYS)
@@ -37,6 +38,8 @@ REQUESTS: list[p.Request] = [
     p.DropTier("dram", None),
     p.Stats(),
     p.Ping(),
+    Verify("disk", KEYS[0]),
+    Audit(),
 ]
 
 
