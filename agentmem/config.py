@@ -64,6 +64,9 @@ class Settings(BaseSettings):
 
     dram_bytes: int = Field(2 << 30, ge=0, description="Budget of the dram tier (shared memory).")
     disk_bytes: int = Field(20 << 30, ge=0, description="Budget of the disk tier.")
+    tenant_promised_bytes: int = Field(
+        0, ge=0, description="Most of the disk that is promised to one tenant; 0: no such bound."
+    )
 
     node_url: str = Field(
         "",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import Literal, NamedTuple, NewType
 
 TenantId = NewType("TenantId", str)
 SessionId = NewType("SessionId", str)
@@ -51,6 +51,24 @@ class Fingerprint:
             raise ValueError(
                 f"a fingerprint digest has {FINGERPRINT_DIGEST_BYTES} bytes, not {len(self.digest)}"
             )
+
+
+Retention = Literal["scratch", "ephemeral", "standard", "persistent", "archive"]
+"""How a claim's pages are kept, weakest first; `scratch` is a helper's, and never a promise that
+counts."""
+
+
+class ClaimTerms(NamedTuple):
+    """What a claim says of its pages besides which and until when.
+
+    `tenant`: an opaque tag of at most 16 bytes, or none. `start`: position of the first key in its
+    log, in pages. `encrypted`: no tier but dram may hold the pages in clear.
+    """
+
+    tenant: bytes = b""
+    retention: Retention = "standard"
+    encrypted: bool = False
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

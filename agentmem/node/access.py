@@ -18,6 +18,7 @@ from typing import NamedTuple
 from agentmem.errors import ConfigurationInvalid, ProtocolError
 from agentmem.node import protocol as p
 from agentmem.node.messages import Audit, Verify
+from agentmem.node.promise_messages import Losses, TenantUsage
 
 TOKEN_CHARACTERS_MIN = 32
 TOKEN_CHARACTERS_MAX = 1024
@@ -32,6 +33,8 @@ REMOTE_CALLS = (
     p.WaitDurable,
     p.Loads,
     p.Movements,
+    TenantUsage,
+    Losses,
     p.CopyPage,
     p.Stats,
     p.Ping,

@@ -60,3 +60,10 @@ class Moved(NamedTuple):
     seq: int
     missed: bool
     moves: list[Movement]
+
+
+class Promised(NamedTuple):
+    """How many pages of a claim, from the first on, are promised; why no more are."""
+
+    pages: int
+    reason: str

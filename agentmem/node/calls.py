@@ -6,11 +6,20 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from agentmem.core import Tier
+from agentmem.core import ClaimTerms, Tier
 from agentmem.errors import InvalidRequest, NotFound, ProtocolError
 from agentmem.node import protocol as p
 from agentmem.node.messages import Audit, Verify
 from agentmem.node.ownership import Ownership
+from agentmem.node.promise_messages import (
+    ClaimReply,
+    Loss,
+    Losses,
+    LossesReply,
+    TenantUsage,
+    TenantUsageReply,
+)
+from agentmem.node.promises import Promises
 from agentmem.node.retention import Retention
 from agentmem.node.shares import Owner
 from agentmem.node.slabs import Slabs
@@ -31,9 +40,14 @@ _LATER = (
     p.Release,
     Verify,
     Audit,
+    TenantUsage,
+    Losses,
 )
 # Every counter, so that each is there from the start, at 0.
 COUNTERS = (
+    "breaches_evicted",
+    "breaches_lost",
+    "breaches_quarantined",
     "calls_failed",
     "claims_expired",
     "compacted_bytes",
@@ -60,6 +74,10 @@ COUNTERS = (
     "loaded_disk_pages",
     "loaded_dram_page_bytes",
     "loaded_dram_pages",
+    "losses_back",
+    "promises_refused_capacity",
+    "promises_refused_gap",
+    "promises_refused_quota",
     "protocol_errors",
     "punch_failed",
     "quarantined_disk_pages",
@@ -118,6 +136,7 @@ class Calls:
         retention: Retention,
         slabs: Slabs,
         verification: Verification,
+        promises: Promises,
     ) -> None:
         self.node_id = node_id
         self.counters: Counter[str] = Counter()
@@ -128,6 +147,7 @@ class Calls:
         self._retention = retention
         self._slabs = slabs
         self._verification = verification
+        self._promises = promises
 
     def takes_time(self, request: p.Request) -> bool:
         """Whether `answer_later` answers this one, `answer` otherwise."""
@@ -184,9 +204,8 @@ class Calls:
             case p.Release():
                 await self._release(peer, request)
                 reply = p.Done()
-            case p.Claim(claim_id=claim_id, keys=keys, expires_at=expires_at):
-                await self._retention.claim(claim_id, p.split_keys(keys), expires_at)
-                reply = p.Done()
+            case p.Claim():
+                reply = await self._claim(request)
             case p.Unclaim(claim_id=claim_id, keys=keys):
                 reply = p.DeletedReply(*await self._retention.unclaim(claim_id, p.split_keys(keys)))
             case p.WaitDurable(keys=keys, timeout_seconds=timeout_seconds):
@@ -202,6 +221,11 @@ class Calls:
                 reply = await self._verification.verify(Tier(tier), after)
             case Audit():
                 reply = await self._verification.audit()
+            case TenantUsage(limit=limit):
+                uses = await self._promises.tenants(limit)
+                reply = TenantUsageReply(uses)
+            case Losses():
+                reply = await self._losses(request)
             case _:
                 raise ProtocolError(f"{type(request).__name__} is not expected here")
         return reply
@@ -213,6 +237,7 @@ class Calls:
             **dict.fromkeys(COUNTERS, 0),
             **_usage("dram", self._dram.usage()),
             **_usage("disk", self._disk.usage()),
+            **self._promises.stats(),
             "slabs": len(self._dram.slabs),
             "read_holds": len(self._ownership.holds),
             "write_behind_pages": behind.queued_pages,
@@ -227,12 +252,26 @@ class Calls:
         for counters in (
             self.counters,
             self._ownership.counters,
+            self._promises.counters,
             behind.counters,
             self._disk.counters,
         ):
             for name, count in counters.items():
                 values[name] = values.get(name, 0) + count
         return values
+
+    async def _claim(self, request: p.Claim) -> ClaimReply:
+        terms = ClaimTerms(request.tenant, request.retention, request.encrypted, request.start)
+        keys = p.split_keys(request.keys)
+        return ClaimReply(
+            *await self._retention.claim(request.claim_id, keys, request.expires_at, terms)
+        )
+
+    async def _losses(self, request: Losses) -> LossesReply:
+        losses = await self._promises.losses(request.after_seq, request.limit, gone=request.gone)
+        return LossesReply(
+            [Loss(loss.number, loss.key, loss.claim_id.decode(), *loss[3:]) for loss in losses]
+        )
 
     def _locate(self, peer: Peer, keys: bytes) -> p.LocateReply:
         hold = self._ownership.hold_prefix(p.split_keys(keys))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from agentmem.core import PageKey, Tier
+from agentmem.core import ClaimTerms, PageKey, Tier
 from agentmem.errors import (
     InvalidRequest,
     NodeDenied,
@@ -31,11 +31,21 @@ from agentmem.node.answers import (
     Located,
     Moved,
     PageLocation,
+    Promised,
     Residency,
 )
 from agentmem.node.link import Link
 from agentmem.node.messages import Audit, AuditReply, Struct, Verify, VerifyReply
 from agentmem.node.movements import Movement
+from agentmem.node.promise_messages import (
+    ClaimReply,
+    Loss,
+    Losses,
+    LossesReply,
+    TenantUsage,
+    TenantUsageReply,
+    TenantUse,
+)
 
 CALL_SECONDS_DEFAULT = 5.0
 
@@ -171,10 +181,16 @@ class NodeClient:
         keys: Sequence[PageKey],
         expires_at: float,
         *,
+        terms: ClaimTerms | None = None,
         timeout_seconds: float | None = None,
-    ) -> None:
-        """Registers or renews interest in pages until `expires_at` (seconds since the epoch)."""
-        self._call(p.Claim(claim_id, p.join_keys(keys), expires_at), p.Done, timeout_seconds)
+    ) -> Promised:
+        """Registers or renews interest in pages until `expires_at` (seconds since the epoch).
+
+        What is not promised for want of room is kept as cache.
+        """
+        request = p.Claim(claim_id, p.join_keys(keys), expires_at, *(terms or ClaimTerms()))
+        reply = self._call(request, ClaimReply, timeout_seconds)
+        return Promised(reply.promised, reply.reason)
 
     def unclaim(
         self, claim_id: str, keys: Sequence[PageKey], *, timeout_seconds: float | None = None
@@ -268,6 +284,27 @@ class NodeClient:
     def audit(self, *, timeout_seconds: float | None = None) -> AuditReply:
         """Holds index, packs and accounting against each other; the agent mends what it can."""
         return self._call(Audit(), AuditReply, timeout_seconds)
+
+    def tenant_usage(
+        self, limit: int = 100, *, timeout_seconds: float | None = None
+    ) -> list[TenantUse]:
+        """The tenants with most bytes. The agent looks at every page."""
+        return self._call(TenantUsage(limit), TenantUsageReply, timeout_seconds).tenants
+
+    def dropped(
+        self, after_seq: int = 0, limit: int = 1000, *, timeout_seconds: float | None = None
+    ) -> list[Loss]:
+        """Promised pages that are gone and are to be stored again, oldest first."""
+        return self._losses(Losses(after_seq, limit, gone=True), timeout_seconds)
+
+    def breaches(
+        self, after_seq: int = 0, limit: int = 1000, *, timeout_seconds: float | None = None
+    ) -> list[Loss]:
+        """Promised pages that were ever gone, back or not, oldest first."""
+        return self._losses(Losses(after_seq, limit), timeout_seconds)
+
+    def _losses(self, request: Losses, timeout_seconds: float | None) -> list[Loss]:
+        return self._call(request, LossesReply, timeout_seconds).losses
 
     def stats(self, *, timeout_seconds: float | None = None) -> dict[str, int]:
         """Gauges (bytes and pages per tier, queues) and counters since the agent's start."""

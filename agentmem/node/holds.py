@@ -41,7 +41,7 @@ class HoldTable:
         self._last_id += 1
         hold = Hold(self._last_id, copies)
         self._holds[hold.hold_id] = hold
-        for copy in copies:
+        for copy in reversed(copies):  # of one log, the beginning is used last of all
             if isinstance(copy, DramCopy):
                 self._dram.hold(copy)
             else:

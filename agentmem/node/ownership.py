@@ -13,6 +13,7 @@ from functools import partial
 from agentmem.core import PageKey, Tier
 from agentmem.errors import InvalidRequest
 from agentmem.node.durability import DurabilityWaiters
+from agentmem.node.eviction import Eviction
 from agentmem.node.holds import Copy, Hold, HoldTable, tier_of
 from agentmem.node.protocol import DURABLE_BIT, TIERS, check_indexes
 from agentmem.node.writebehind import WriteBehind
@@ -20,6 +21,7 @@ from agentmem.pages.record import record_bytes
 from agentmem.store.base import Location
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import Acceptance, DramCopy, DramTier, Slab
+from agentmem.store.losses import Why
 from agentmem.store.pack import read_record
 
 
@@ -45,6 +47,14 @@ class Ownership:
         self._disk = disk
         self._write_behind = write_behind
         self._waiters = waiters
+        self._eviction = Eviction(dram, disk)
+        # Told of pages that had to be dropped, or were found to be bad, and why.
+        self.on_lost: Callable[[Sequence[PageKey], Why], None] = lambda keys, why: None
+
+    @property
+    def eviction(self) -> Eviction:
+        """What chooses the pages that go."""
+        return self._eviction
 
     def best_copy(self, key: PageKey) -> Copy | None:
         """The copy to read a page from: dram before disk. None when no tier has it."""
@@ -143,6 +153,8 @@ class Ownership:
             if outcome is Acceptance.ACCEPTED and known is None:
                 self.take_in([slab.copies[slot]])
             outcomes.append(outcome)
+        copies = (self._dram.get(key) for key in keys)
+        self._dram.touch([copy for copy in copies if copy is not None])
         return outcomes
 
     def take_in(self, copies: Iterable[DramCopy]) -> None:
@@ -175,21 +187,30 @@ class Ownership:
         return self.is_spare(copy) or self._write_behind.failing is not None
 
     def evict(self, pages: int, slabs: Sequence[Slab]) -> int:
-        """Drops up to `pages` least recently used spare pages from these slabs. Returns how many.
+        """Drops up to `pages` of the least valuable spare pages from these slabs. Returns how many.
 
         Claimed pages that are not durable go only while the disk tier takes nothing.
         """
-        spare = self._dram.evict(pages, self.is_spare, slabs)
+        spare = self._drop(pages, self.is_spare, slabs)
         durable = sum(copy.key in self._disk for copy in spare)
         lost: list[DramCopy] = []
         if len(spare) < pages and self._write_behind.failing is not None:
-            lost = self._dram.evict(pages - len(spare), self.may_evict, slabs)
+            lost = self._drop(pages - len(spare), self.may_evict, slabs)
+            self.on_lost([copy.key for copy in lost], "evicted")
         for copy in (*spare, *lost):
             self.movements.record(copy.key, Tier.DRAM, None, copy.payload_bytes)
         self.counters["evicted_dram_pages"] += durable
         self.counters["evicted_unclaimed_pages"] += len(spare) - durable
         self.counters["evicted_undurable_pages"] += len(lost)
         return len(spare) + len(lost)
+
+    def _drop(
+        self, pages: int, may_go: Callable[[DramCopy], bool], slabs: Sequence[Slab]
+    ) -> list[DramCopy]:
+        victims = self._eviction.choose_dram(pages, may_go, slabs)
+        for copy in victims:
+            self._dram.remove(copy, dirty=True)
+        return victims
 
     async def drop_dram(self, keys: Iterable[PageKey] | None) -> tuple[int, int]:
         """Drops dram copies of durable pages that nobody reads; None: of all. (pages, bytes)."""

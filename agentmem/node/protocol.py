@@ -16,9 +16,16 @@ from typing import Annotated, Literal, cast
 
 import msgspec
 
-from agentmem.core import FINGERPRINT_DIGEST_BYTES, PAGE_KEY_BYTES, PageKey, Tier
+from agentmem.core import FINGERPRINT_DIGEST_BYTES, PAGE_KEY_BYTES, PageKey, Retention, Tier
 from agentmem.errors import ProtocolError
 from agentmem.node.messages import Audit, AuditReply, Struct, Verify, VerifyReply
+from agentmem.node.promise_messages import (
+    ClaimReply,
+    Losses,
+    LossesReply,
+    TenantUsage,
+    TenantUsageReply,
+)
 
 PROTOCOL_VERSION = 2
 PROTOCOL_VERSION_MIN = 2
@@ -38,6 +45,7 @@ ClaimId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Indexes = Annotated[list[Count], msgspec.Meta(max_length=KEYS_MAX)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+TenantTag = Annotated[bytes, msgspec.Meta(max_length=16)]
 KeyBlob = Annotated[bytes, msgspec.Meta(min_length=PAGE_KEY_BYTES, max_length=PAGE_KEY_BYTES)]
 
 
@@ -120,11 +128,16 @@ class Release(Struct, tag="release"):
 
 
 class Claim(Struct, tag="claim"):
-    """Register or renew interest in pages until `expires_at` (epoch). Answer: Done."""
+    """Register or renew interest in pages until `expires_at` (epoch), which is the whole claim's
+    term. See `core.ClaimTerms` for the rest. Answer: ClaimReply."""
 
     claim_id: ClaimId
     keys: Keys
     expires_at: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+    tenant: TenantTag = b""
+    retention: Retention = "standard"
+    encrypted: bool = False
+    start: Annotated[int, msgspec.Meta(ge=0, le=1 << 24)] = 0
 
 
 class Unclaim(Struct, tag="unclaim"):
@@ -305,6 +318,8 @@ Request = (
     | Movements
     | CopyPage
     | DropTier
+    | TenantUsage
+    | Losses
     | Stats
     | Ping
     | Verify
@@ -325,6 +340,9 @@ Reply = (
     | IndexesReply
     | LoadsReply
     | MovementsReply
+    | ClaimReply
+    | TenantUsageReply
+    | LossesReply
     | StatsReply
     | VerifyReply
     | AuditReply

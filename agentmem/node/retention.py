@@ -9,14 +9,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
-from agentmem.core import PageKey, Tier
+from agentmem.core import ClaimTerms, PageKey, Tier
 from agentmem.errors import PageCorrupt
 from agentmem.node.holds import Copy
 from agentmem.node.ownership import Ownership
+from agentmem.node.promises import Promises
 from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.record import verify_record
+from agentmem.store.base import PageOwner
+from agentmem.store.claims import TENANT_BYTES
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramCopy, DramTier
+from agentmem.store.policy import Admission
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +41,14 @@ class Retention:
         dram: DramTier,
         disk: DiskTier,
         write_behind: WriteBehind,
+        promises: Promises,
         executor: Executor,
     ) -> None:
         self._ownership = ownership
         self._write_behind = write_behind
         self._dram = dram
         self._disk = disk
+        self._promises = promises
         self._executor = executor
         self._doomed_order: deque[tuple[float, PageKey]] = deque()
 
@@ -51,16 +57,37 @@ class Retention:
         self._remember_doomed(await self._disk.doomed())
         self._ownership.take_in(list(self._dram.pages()))
 
-    async def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
+    async def claim(
+        self,
+        claim_id: str,
+        keys: Sequence[PageKey],
+        expires_at: float,
+        terms: ClaimTerms | None = None,
+    ) -> Admission:
         """Registers interest in pages, stored already or not, until `expires_at` (epoch).
 
-        Those in dram become durable from now on.
+        Those in dram become durable from now on. Returns how many are promised.
         """
+        terms = terms or ClaimTerms()
         try:
-            await self._disk.claim(claim_id.encode(), keys, expires_at)
+            return await self._promises.claim(claim_id.encode(), keys, expires_at, terms)
         finally:
             # Also when the caller went away: the index may have the claim by then.
+            self._note_owner(keys, terms)
             self._write_behind.note_claimed(keys)
+
+    def _note_owner(self, keys: Sequence[PageKey], terms: ClaimTerms) -> None:
+        """A claim is a use of its pages, and tells what eviction weighs them by."""
+        tenant = terms.tenant.ljust(TENANT_BYTES, b"\x00")
+        parent: PageKey | None = None
+        copies = []
+        for position, key in enumerate(keys, terms.start):
+            copy = self._dram.get(key)
+            if copy is not None:
+                self._dram.own(copy, PageOwner(tenant, terms.retention, position, parent))
+                copies.append(copy)
+            parent = key
+        self._dram.touch(copies)
 
     async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> tuple[int, int]:
         """Ends a claim; pages that nothing else claims are deleted from every tier.
@@ -107,6 +134,7 @@ class Retention:
             else:
                 self._ownership.counters["quarantined_disk_pages"] += 1
                 await self._disk.remove([copy.key])
+            self._ownership.on_lost([copy.key], "quarantined")
 
     async def sweep(self) -> None:
         """Forgets what need not be remembered: expired claims, deletions long done."""
@@ -123,6 +151,8 @@ class Retention:
             await self._disk.forget_doomed(old)
         while await self._disk.prune_claims():
             pass
+        await self._promises.sweep()
+        await self._ownership.eviction.relieve_disk()
 
     def _remember_doomed(self, doomed: dict[PageKey, int]) -> None:
         now = time.monotonic()

@@ -22,6 +22,7 @@ from agentmem.node.calls import Calls
 from agentmem.node.durability import DurabilityWaiters
 from agentmem.node.listening import Doors
 from agentmem.node.ownership import Ownership
+from agentmem.node.promises import Promises
 from agentmem.node.retention import Retention
 from agentmem.node.slabs import Slabs
 from agentmem.node.verifying import Verification
@@ -55,12 +56,14 @@ class NodeAgent:
         dram_bytes: int,
         disk_bytes: int,
         listener: TcpListener | None = None,
+        tenant_promised_bytes: int = 0,
     ) -> None:
         self._node_dir = node_dir
         self._socket_path = socket_path
         self._dram_bytes = dram_bytes
         self._disk_bytes = disk_bytes
         self._listener = listener
+        self._tenant_promised_bytes = tenant_promised_bytes
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -83,7 +86,12 @@ class NodeAgent:
         waiters = DurabilityWaiters(lambda key: key in self._disk)
         self._write_behind = WriteBehind(self._dram, self._disk, waiters, self._executor)
         ownership = Ownership(self._dram, self._disk, self._write_behind, waiters)
+        promises = Promises(
+            self._dram, self._disk, ownership, tenant_quota_bytes=self._tenant_promised_bytes
+        )
+        await promises.open()
         self._retention = Retention(
+            promises=promises,
             ownership=ownership,
             dram=self._dram,
             disk=self._disk,
@@ -108,7 +116,9 @@ class NodeAgent:
                 retention=self._retention,
                 executor=self._executor,
             ),
+            promises=promises,
         )
+        self._spawn(promises.run())
         self._spawn(self._write_behind.run())
         self._spawn(self._reclaim())
         self._spawn(self._housekeeping())
@@ -211,6 +221,7 @@ async def _run(settings: Settings) -> None:
         dram_bytes=settings.dram_bytes,
         disk_bytes=settings.disk_bytes,
         listener=listener,
+        tenant_promised_bytes=settings.tenant_promised_bytes,
     )
     await agent.start()
     try:

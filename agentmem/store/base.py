@@ -33,6 +33,18 @@ class TierUsage(NamedTuple):
     budget_bytes: int
 
 
+class PageOwner(NamedTuple):
+    """What a claim told of a page: whose it is, its place in its log, and the page before it."""
+
+    tenant: bytes = bytes(16)
+    retention: str = ""
+    position: int = 0
+    parent: PageKey | None = None
+
+
+NOBODY = PageOwner()
+
+
 @dataclass(slots=True, eq=False)
 class PageCopy:
     """One page in one tier. While `holds` > 0 its bytes stay where they are.

@@ -64,6 +64,17 @@ class Claim(NamedTuple):
     promised: bool
 
 
+class Ended(NamedTuple):
+    """A page whose claim has expired; `parent` is the page before it in the claim's log."""
+
+    key: PageKey
+    parent: PageKey | None
+    position: int
+    tenant: bytes
+    retention: str
+    expired_us: int
+
+
 Holder = tuple[bytes, bytes]
 """Whose promises are counted together: tenant tag (16 bytes), fingerprint digest."""
 
@@ -206,22 +217,34 @@ class ClaimTable:
 
     def prune(
         self, tx: Any, now_us: int, rows_max: int, change: Counter[Holder]
-    ) -> tuple[list[tuple[PageKey, Claim]], bool]:
+    ) -> tuple[list[Ended], bool]:
         """Drops up to `rows_max` pages of expired claims, those that expired first first.
 
         Returns the pages, each with the claim that ended, and whether more have expired.
         """
-        dropped: list[tuple[PageKey, Claim]] = []
+        dropped: list[Ended] = []
         cursor = tx.cursor(db=self._expiries)
         while cursor.first():
             expires_at_us, number = _EXPIRY.unpack(cursor.key())
             if expires_at_us > now_us:
                 return dropped, False
             head = self._head(tx, number)
-            for key in list(self._keys_of(tx, number, rows_max - len(dropped))):
-                ended = [c for c in self.of_page_in(tx, key) if c.claim_id == head.claim_id]
-                self._drop_row(tx, head.number, key, change)
-                dropped.append((key, ended[0]))
+            # From the end of the log on: the page before is there to be named.
+            for key, position in list(self._last_keys(tx, number, rows_max - len(dropped))):
+                parent = (
+                    tx.get(_PLACE.pack(number, position - 1), db=self._keys) if position else None
+                )
+                self._drop_row(tx, number, key, change)
+                dropped.append(
+                    Ended(
+                        key,
+                        parent and PageKey(bytes(parent)),
+                        position,
+                        head.tenant,
+                        RETENTIONS[head.retention],
+                        expires_at_us,
+                    )
+                )
             self._drop_if_empty(tx, head)
             if len(dropped) >= rows_max:
                 return dropped, True
@@ -326,18 +349,18 @@ class ClaimTable:
                     return _holder(self._head(tx, _ROW.unpack(value)[0]), key)
         return None
 
-    def _keys_of(self, tx: Any, number: int, keys_max: int) -> Iterator[PageKey]:
+    def _last_keys(self, tx: Any, number: int, keys_max: int) -> Iterator[tuple[PageKey, int]]:
+        """Keys of a claim and their positions, last first."""
         cursor = tx.cursor(db=self._keys)
-        prefix = _NUMBER.pack(number)
-        positioned = cursor.set_range(prefix)
+        positioned = cursor.prev() if cursor.set_range(_NUMBER.pack(number + 1)) else cursor.last()
         for _ in range(keys_max):
-            if not positioned or not cursor.key().startswith(prefix):
+            if not positioned or not cursor.key().startswith(_NUMBER.pack(number)):
                 return
-            yield PageKey(bytes(cursor.value()))
-            positioned = cursor.next()
+            yield PageKey(bytes(cursor.value())), _PLACE.unpack(cursor.key())[1]
+            positioned = cursor.prev()
 
     def _drop_if_empty(self, tx: Any, head: _Head) -> None:
-        if next(self._keys_of(tx, head.number, 1), None) is None:
+        if next(self._last_keys(tx, head.number, 1), None) is None:
             tx.delete(_NUMBER.pack(head.number), db=self._heads)
             tx.delete(head.claim_id, db=self._ids)
             tx.delete(_EXPIRY.pack(head.expires_at_us, head.number), db=self._expiries)

@@ -21,14 +21,15 @@ from typing import TypeVar
 
 import lmdb
 
-from agentmem.core import PageKey, Tier
+from agentmem.core import ClaimTerms, PageKey, Tier
 from agentmem.errors import StoreRefused
 from agentmem.pages.record import record_bytes
 from agentmem.store.audit import Audit, audit_packs
 from agentmem.store.base import Location, TierUsage
-from agentmem.store.claims import Claim, Terms
+from agentmem.store.claims import Admit, Claim, Terms, admit_all
 from agentmem.store.compaction import Compactor
 from agentmem.store.copies import DiskCopies, DiskCopy
+from agentmem.store.evictor import Evictor
 from agentmem.store.index import Extent, PageIndex, Unclaimed
 from agentmem.store.indexthread import IndexThread
 from agentmem.store.medium import reason_of
@@ -40,9 +41,6 @@ from agentmem.store.reclaim import Dead, Reclaimer
 from agentmem.store.recovery import Recovery, recover
 from agentmem.store.space import PackSpace
 from agentmem.store.table import PageTable, PageUse
-
-_EVICTION_CHUNK_PAGES = 256
-_EVICTION_LOOK_PAGES = 4096
 
 T = TypeVar("T")
 
@@ -81,6 +79,7 @@ class DiskTier:
         self._mender = Mender(directory)
         self._compactor = Compactor(directory, self._space, self._table)
         self._copies = DiskCopies(self._table)
+        self.evictor = Evictor(self._index_thread, self._table, self._copies, self._drop, clock)
 
     @property
     def reclaim_wanted(self) -> asyncio.Event:
@@ -259,35 +258,19 @@ class DiskTier:
         return await self._in_index_thread(partial(audit_packs, *parts, headers=headers))
 
     async def evict(self, size_bytes: int, keys: Sequence[PageKey] | None = None) -> int:
-        """Evicts pages that nothing claims until `size_bytes` are free, in the order of `keys`.
+        """Evicts pages that nothing promises until `size_bytes` are free, in the order of `keys`.
 
-        Without `keys` the least recently used go first. Pages that are being read stay. Returns
-        the bytes freed, which may be fewer.
+        Without `keys` those that nothing claims any more go first, as `evictor.choose` says, then
+        the least recently used. Pages that are being read stay. Returns the bytes freed, which may
+        be fewer.
         """
-        freed = tried = 0
-        look = _EVICTION_LOOK_PAGES if keys is None else len(keys)
-        while freed < size_bytes and tried < (len(self._table) if keys is None else len(keys)):
-            candidates = keys
-            if candidates is None:
-                find = partial(self._table.least_used, look)
-                candidates = (await self._in_index_thread(find))[tried:]
-            tried = look
-            look *= 8
-            for start in range(0, len(candidates), _EVICTION_CHUNK_PAGES):
-                if freed >= size_bytes:
-                    break
-                chunk = candidates[start : start + _EVICTION_CHUNK_PAGES]
-                freed += await self._evict(chunk, size_bytes - freed)
+        if keys is None:
+            freed = await self.evictor.leftovers(size_bytes)
+            freed += await self.evictor.least_used(size_bytes - freed)
+        else:
+            freed = await self.evictor.pages(keys, size_bytes)
         await self.reclaim()
         return freed
-
-    async def _evict(self, keys: Sequence[PageKey], size_bytes: int) -> int:
-        idle = [key for key in keys if not self._copies.held(key)]
-        evict = partial(self._index.evict_unclaimed, idle, size_bytes, self._now_us())
-        extents = await self._in_index_thread(evict)
-        self._drop(extents)
-        self.counters["evicted_disk_pages"] += len(extents)
-        return sum(record_bytes(extent.payload_bytes) for extent in extents)
 
     async def remove(self, keys: Iterable[PageKey]) -> int:
         """Removes pages and destroys their bytes (those being read: after the last hold)."""
@@ -296,10 +279,25 @@ class DiskTier:
         await self.reclaim()
         return len(extents)
 
-    async def claim(self, claim_id: bytes, keys: Sequence[PageKey], expires_at: float) -> None:
-        """Registers a claim until `expires_at` (seconds since the epoch). Raises lmdb.Error."""
-        terms = Terms(int(expires_at * 1_000_000))
-        await self._in_index_thread(partial(self._index.claims.claim, claim_id, keys, terms))
+    async def claim(
+        self,
+        claim_id: bytes,
+        keys: Sequence[PageKey],
+        expires_at: float,
+        terms: ClaimTerms | None = None,
+        admit: Admit = admit_all,
+    ) -> int:
+        """Registers a claim until `expires_at` (seconds since the epoch). Raises lmdb.Error.
+
+        Returns how many of the pages, from the first on, are promised.
+        """
+        until = Terms(int(expires_at * 1_000_000), *(terms or ClaimTerms()))
+        call = partial(self._index.claims.claim, claim_id, keys, until, admit)
+        return await self._in_index_thread(call)
+
+    async def in_index(self, call: Callable[[PageIndex, int], T]) -> T:
+        """What `call` makes of the index and the time (microseconds). Raises lmdb.Error."""
+        return await self._in_index_thread(lambda: call(self._index, self._now_us()))
 
     async def claims(self, keys: Sequence[PageKey]) -> dict[PageKey, list[Claim]]:
         """The live claims on those of the keys that have one. Raises StoreRefused."""
@@ -338,6 +336,8 @@ class DiskTier:
         """Destroys the bytes of deleted pages that nobody reads any more: they are on return."""
         await self._reclaimer.run()
         self.counters["punch_failed"] = self._reclaimer.counters["punch_failed"]
+        self.counters.update(self.evictor.counters)
+        self.evictor.counters.clear()
 
     @property
     def _index(self) -> PageIndex:

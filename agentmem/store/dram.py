@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -30,7 +31,7 @@ from agentmem.pages.slab import (
     slot_is_free,
     slot_offset,
 )
-from agentmem.store.base import Location, PageCopy, TierUsage
+from agentmem.store.base import NOBODY, Location, PageCopy, PageOwner, TierUsage
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class DramCopy(PageCopy):
     slot: int
     sequence: int
     dirty: bool = False
+    owner: PageOwner = NOBODY
+    used_at: float = 0.0
 
     @property
     def address(self) -> int:
@@ -95,6 +98,8 @@ class DramTier:
     def __init__(self, directory: Path, node_id: str, budget_bytes: int) -> None:
         self.slabs: dict[str, Slab] = {}
         self.corrupt_headers = 0
+        self.tenant_pages: Counter[bytes] = Counter()  # as far as claims have told
+        self.tenant_bytes: Counter[bytes] = Counter()
         self._directory = directory
         self._node_id = node_id
         self._budget_bytes = budget_bytes
@@ -121,7 +126,27 @@ class DramTier:
         """Takes a read hold, and makes the page the most recently used."""
         copy.holds += 1
         if not copy.gone:
+            self.touch([copy])
+
+    def touch(self, copies: Sequence[DramCopy]) -> None:
+        """Makes pages of one log the most recently used, and each more so than what follows it."""
+        now = time.monotonic()
+        for copy in reversed(copies):
+            copy.used_at = now
             self._pages.move_to_end(copy.key)
+
+    def own(self, copy: DramCopy, owner: PageOwner) -> None:
+        """A claim tells whose page it is."""
+        self._count(copy, -1)
+        copy.owner = owner
+        self._count(copy, 1)
+
+    def _count(self, copy: DramCopy, sign: int) -> None:
+        tenant = copy.owner.tenant
+        self.tenant_pages[tenant] += sign
+        self.tenant_bytes[tenant] += sign * copy.payload_bytes
+        if not self.tenant_pages[tenant]:
+            del self.tenant_pages[tenant], self.tenant_bytes[tenant]
 
     def unhold(self, copy: DramCopy) -> None:
         """Ends a read hold; the last one of a copy that is gone frees its slot."""
@@ -234,6 +259,8 @@ class DramTier:
         slab.copies[slot] = copy
         self._pages[copy.key] = copy
         self._page_bytes += copy.payload_bytes
+        copy.used_at = time.monotonic()
+        self._count(copy, 1)
         return Acceptance.ACCEPTED
 
     def scan(self, slab: Slab) -> list[DramCopy]:
@@ -257,31 +284,9 @@ class DramTier:
         copy.dirty = dirty and not copy.slab.is_agents
         del self._pages[copy.key]
         self._page_bytes -= copy.payload_bytes
+        self._count(copy, -1)
         if copy.holds == 0:
             self._free(copy)
-
-    def evict(
-        self,
-        pages: int,
-        may_go: Callable[[DramCopy], bool],
-        slabs: Iterable[Slab] | None = None,
-    ) -> list[DramCopy]:
-        """Drops up to `pages` of the least recently used pages without a hold for which `may_go`.
-
-        `slabs` limits it to these. Returns what it dropped.
-        """
-        within = None if slabs is None else {slab.name for slab in slabs}
-        victims: list[DramCopy] = []
-        for copy in self._pages.values():
-            if len(victims) >= pages:
-                break
-            if copy.holds or (within is not None and copy.slab.name not in within):
-                continue
-            if may_go(copy):
-                victims.append(copy)
-        for copy in victims:
-            self.remove(copy, dirty=True)
-        return victims
 
     def adopt(self, slab: Slab) -> list[DramCopy]:
         """Makes a dead engine's slab the agent's; returns pages that were not announced."""

@@ -7,7 +7,7 @@ Used from one thread at a time (the disk tier's index thread). Every method is o
     packs    pack                    -> committed end, sealed
     punches  pack, offset            -> size of a record that is deleted and may still lie there
     doomed   key                     -> records of this key up to that sequence are deleted
-    claim_*                          see `store.claims`
+    claim_*, loss*, leftover*        see the modules of `store` of these names
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from agentmem.core import PageKey
 from agentmem.pages.record import ALIGN_BYTES, record_bytes
 from agentmem.store.claims import TABLES as CLAIM_TABLES
 from agentmem.store.claims import ClaimTable
+from agentmem.store.leftovers import TABLES as LEFTOVER_TABLES
+from agentmem.store.leftovers import Leftover, LeftoverTable
+from agentmem.store.losses import TABLES as LOSS_TABLES
+from agentmem.store.losses import LossTable
 
-_TABLES = 5
+_TABLES = 5 + CLAIM_TABLES + LOSS_TABLES + LEFTOVER_TABLES
 _FORMAT = b"2"
 # Address space that the file may fill: doubled when it does, up to the bound.
 _MAP_BYTES = 1 << 30
@@ -82,9 +86,7 @@ class PageIndex:
         self._open()
 
     def _open(self) -> None:
-        self._env = lmdb.open(
-            str(self._path), map_size=_MAP_BYTES, max_dbs=_TABLES + CLAIM_TABLES, mode=0o600
-        )
+        self._env = lmdb.open(str(self._path), map_size=_MAP_BYTES, max_dbs=_TABLES, mode=0o600)
         try:
             self._check_format()
         except lmdb.Error:
@@ -95,6 +97,8 @@ class PageIndex:
         self._punches = self._env.open_db(b"punches")
         self._doomed = self._env.open_db(b"doomed")
         self.claims = ClaimTable(self._env)
+        self.losses = LossTable(self._env, self.claims)
+        self._leftovers = LeftoverTable(self._env)
 
     def close(self) -> None:
         """Closes the environment; nothing is pending, every method committed what it did."""
@@ -212,6 +216,7 @@ class PageIndex:
         with self._env.begin(write=True) as tx:
             for extent in extents:
                 tx.delete(extent.key, db=self._pages)
+                self._leftovers.remove(tx, extent.key)
             for number in packs:
                 tx.delete(_PACK_KEY.pack(number), db=self._packs)
                 cursor = tx.cursor(db=self._punches)
@@ -248,16 +253,16 @@ class PageIndex:
                     result.extents.append(extent)
         return result
 
-    def evict_unclaimed(
+    def evict_unpromised(
         self, candidates: Iterable[PageKey], size_bytes: int, now_us: int
     ) -> list[Extent]:
-        """Removes pages that nothing claims, in the order given, until `size_bytes` are found."""
+        """Removes pages that nothing promises, in the order given, until `size_bytes` are found."""
         evicted: list[Extent] = []
         with self._env.begin(write=True) as tx:
             for key in candidates:
                 if size_bytes <= 0:
                     break
-                if self.claims.is_claimed(tx, key, now_us):
+                if self.claims.is_promised(tx, key, now_us):
                     continue
                 if (extent := self._pop(tx, key)) is not None:
                     evicted.append(extent)
@@ -267,17 +272,72 @@ class PageIndex:
     def prune_claims(self, now_us: int, rows_max: int) -> tuple[int, bool]:
         """Drops claims that have expired, `rows_max` pages of them at the most.
 
-        Returns how many pages' claims were dropped, and whether more have expired.
+        Returns how many pages' claims were dropped, and whether more have expired. What is on
+        disk of them is left over.
         """
         with self.claims.counting() as (tx, change):
             dropped, more = self.claims.prune(tx, now_us, rows_max, change)
+            for page in dropped:
+                if tx.get(page.key, db=self._pages) is not None:
+                    self._leftovers.add(tx, Leftover(*page))
         return len(dropped), more
+
+    def leftovers(self, pages_max: int, now_us: int) -> list[tuple[Leftover, Extent]]:
+        """Pages that no claim names any more, those left over first first."""
+        found: list[tuple[Leftover, Extent]] = []
+        stale: list[PageKey] = []
+        with self._env.begin(write=True) as tx:
+            for page in self._leftovers.oldest(tx):
+                value = tx.get(page.key, db=self._pages)
+                if value is None or self.claims.is_claimed(tx, page.key, now_us):
+                    stale.append(page.key)
+                    continue
+                found.append((page, _extent(page.key, value)))
+                if len(found) == pages_max:
+                    break
+            for key in stale:
+                self._leftovers.remove(tx, key)
+        return found
+
+    def payload_bytes_by_fingerprint(self) -> dict[bytes, int]:
+        """Payload bytes of a page of each fingerprint that is promised and that is here."""
+        sizes = {}
+        with self._env.begin(db=self._pages) as tx:
+            cursor = tx.cursor()
+            for digest in {digest for _, digest in self.claims.promised}:
+                if cursor.set_range(digest) and cursor.key().startswith(digest):
+                    sizes[digest] = _extent(PageKey(cursor.key()), cursor.value()).payload_bytes
+        return sizes
+
+    def tenants_after(
+        self, after: bytes, pages_max: int
+    ) -> tuple[dict[bytes, tuple[int, int]], bytes]:
+        """(pages, payload bytes) per tenant tag of the next pages, and the key to go on after.
+
+        The key is empty at the end; the tag is zeros where nobody is known to own a page.
+        """
+        uses: dict[bytes, tuple[int, int]] = {}
+        with self._env.begin(db=self._pages) as tx:
+            cursor = tx.cursor()
+            positioned = cursor.set_range(after + b"\x00") if after else cursor.first()
+            for _ in range(pages_max):
+                if not positioned:
+                    return uses, b""
+                after = bytes(cursor.key())
+                extent = _extent(PageKey(after), cursor.value())
+                claims = self.claims.of_page_in(tx, extent.key)
+                tenant = claims[0].tenant if claims else self._leftovers.tenant(tx, extent.key)
+                pages, page_bytes = uses.get(tenant, (0, 0))
+                uses[tenant] = pages + 1, page_bytes + extent.payload_bytes
+                positioned = cursor.next()
+        return uses, after
 
     def _pop(self, tx: Any, key: PageKey) -> Extent | None:
         value = tx.pop(key, db=self._pages)
         if value is None:
             return None
         extent = _extent(key, value)
+        self._leftovers.remove(tx, key)
         self._list_punch(tx, extent)
         return extent
 

@@ -156,8 +156,11 @@ def plan_eviction(
     returns: Returns | None = None,
     shares: Mapping[bytes, float] | None = None,
     used_bytes: Mapping[bytes, int] | None = None,
+    pages_max: int | None = None,
 ) -> list[Page]:
     """Which pages go, in that order, until `need_bytes` are free or nothing more may go.
+
+    No more than `pages_max` go.
 
     Prefix-closed: a page goes only after every page of `pages` that follows it. Tenants above
     their share give first, the one that is most above it (relative to the share) before others;
@@ -168,7 +171,7 @@ def plan_eviction(
     values = {page.key: value_per_byte(page, now, cost, returns) for page in pages}
     plan = _Plan(pages, values, used_bytes, shares or {})
     victims: list[Page] = []
-    while need_bytes > 0 and (page := plan.next()) is not None:
+    while need_bytes > 0 and len(victims) != pages_max and (page := plan.next()) is not None:
         victims.append(page)
         need_bytes -= page.size_bytes
     return victims

@@ -78,6 +78,7 @@ def recover(
     if lost or gone:
         logger.error("%d pages and packs %s are missing on disk: forgotten", len(lost), gone)
         index.forget(lost, gone)
+        index.losses.add([extent.key for extent in lost], "lost", time.time_ns() // 1000)
     newest = max(files, default=-1)
     added = cut = 0
     for number in sorted(files):

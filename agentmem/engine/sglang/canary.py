@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from agentmem.core import Fingerprint, PageKey
+from agentmem.core import ClaimTerms, Fingerprint, PageKey
 from agentmem.engine.base import CachedTokens, Engine, GenerateRequest, Sampling
 from agentmem.errors import AgentmemError
 from agentmem.pages.keys import page_keys
@@ -30,7 +30,14 @@ class CanaryFailed(AgentmemError):
 class CanaryPages(Protocol):
     """What the canary needs of the node agent (see `node.client.NodeClient`). All calls block."""
 
-    def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
+    def claim(
+        self,
+        claim_id: str,
+        keys: Sequence[PageKey],
+        expires_at: float,
+        *,
+        terms: ClaimTerms | None = None,
+    ) -> object:
         """Registers interest, so that the pages can be let go of by `unclaim`."""
 
     def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> object:
@@ -82,7 +89,7 @@ class Canary:
         source, target = self._key(first, tokens), self._key(second, tokens)
         claim = f"canary-{secrets.token_hex(8)}"
         expires_at = time.time() + _CLAIM_SECONDS
-        await asyncio.to_thread(self._pages.claim, claim, [source, target], expires_at)
+        await self._claim(claim, [source, target], expires_at)
         try:
             await self._sample(tokens, first)
             await self._arrival(source)
@@ -110,12 +117,16 @@ class Canary:
         tokens, salt = self._fresh_tokens(), self._fresh_salt()
         key = self._key(salt, tokens)
         claim = f"canary-{secrets.token_hex(8)}"
-        await asyncio.to_thread(self._pages.claim, claim, [key], time.time() + _CLAIM_SECONDS)
+        await self._claim(claim, [key], time.time() + _CLAIM_SECONDS)
         try:
             await self._sample(tokens, salt)
             await self._arrival(key)
         finally:
             await asyncio.to_thread(self._pages.unclaim, claim, [key])
+
+    async def _claim(self, claim: str, keys: list[PageKey], expires_at: float) -> None:
+        terms = ClaimTerms(retention="scratch")
+        await asyncio.to_thread(self._pages.claim, claim, keys, expires_at, terms=terms)
 
     async def _sample(self, tokens: list[int], salt: str) -> _Sample:
         request = GenerateRequest(

@@ -14,6 +14,7 @@ from agentmem.errors import ProtocolError
 from agentmem.node import frames
 from agentmem.node import protocol as p
 from agentmem.node.messages import Audit, Verify
+from agentmem.node.promise_messages import Losses, TenantUsage
 
 KEYS = [PageKey(bytes([n]) * 48) for n in range(3)]
 BLOB = p.join_keys(KEYS)
@@ -28,7 +29,9 @@ REQUESTS: list[p.Request] = [
     p.Find(BLOB),
     p.Locate(BLOB),
     p.Release(4, {Tier.DRAM: [0], Tier.DISK: [1]}, [2]),
-    p.Claim("claim", BLOB, 12.5),
+    p.Claim("claim", BLOB, 12.5, b"t" * 16, "persistent", True, 7),
+    TenantUsage(5),
+    Losses(7, 8, gone=True),
     p.Unclaim("claim", BLOB),
     p.Residency(BLOB),
     p.WaitDurable(BLOB, 1.5),

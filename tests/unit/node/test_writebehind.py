@@ -17,6 +17,7 @@ from agentmem.errors import StoreRefused
 from agentmem.node import writebehind
 from agentmem.node.durability import DurabilityWaiters
 from agentmem.node.ownership import Ownership
+from agentmem.node.promises import Promises
 from agentmem.node.retention import Retention
 from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.record import HEADER_BYTES, record_bytes
@@ -90,7 +91,12 @@ async def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     write_behind = WriteBehind(dram, disk, waiters, executor)
     ownership = Ownership(dram, disk, write_behind, waiters)
     retention = Retention(
-        ownership=ownership, dram=dram, disk=disk, write_behind=write_behind, executor=executor
+        ownership=ownership,
+        dram=dram,
+        disk=disk,
+        write_behind=write_behind,
+        promises=Promises(dram, disk, ownership),
+        executor=executor,
     )
     parts = Parts(tmp_path, dram, disk, waiters, write_behind, ownership, retention, dram.add(path))
     monkeypatch.setattr(disk, "append", parts.append)

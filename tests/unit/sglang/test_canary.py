@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from agentmem.core import Fingerprint, PageKey
+from agentmem.core import ClaimTerms, Fingerprint, PageKey
 from agentmem.engine.base import CachedTokens, GenerateChunk, GenerateRequest
 from agentmem.engine.sglang.canary import Canary, CanaryFailed
 from agentmem.pages.keys import page_keys
@@ -21,7 +21,15 @@ class Pages:
     def __init__(self) -> None:
         self.stored: dict[PageKey, bytes] = {}
 
-    def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
+    def claim(
+        self,
+        claim_id: str,
+        keys: Sequence[PageKey],
+        expires_at: float,
+        *,
+        terms: ClaimTerms | None = None,
+    ) -> None:
+        assert terms == ClaimTerms(retention="scratch")
         self.claimed = tuple(keys)
 
     def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> None:

@@ -60,7 +60,7 @@ def recount(table: ClaimTable) -> Counter[Holder]:
 
 def prune(table: ClaimTable, now_us: int, rows_max: int = 1000) -> list[PageKey]:
     with table.counting() as (tx, change):
-        return [key for key, _ in table.prune(tx, now_us, rows_max, change)[0]]
+        return [ended.key for ended in table.prune(tx, now_us, rows_max, change)[0]]
 
 
 def test_a_promise_ends_where_there_is_no_room_and_goes_on_when_there_is(

@@ -101,24 +101,6 @@ def test_a_removed_page_keeps_its_bytes_until_the_last_hold_ends(dram: DramTier)
     assert not any(slab.view[slab.offset(0) : slab.offset(1)])
 
 
-def test_eviction_takes_the_least_recently_used_that_may_go(dram: DramTier) -> None:
-    slab, other = grant(dram), grant(dram)
-    for number in range(4):
-        write(slab, number, number)
-        accept(dram, slab, number, number)
-    write(other, 0, 9)
-    accept(dram, other, 0, 9)
-    held, used = dram.get(key_of(1)), dram.get(key_of(0))
-    assert held is not None
-    assert used is not None
-    dram.hold(held)
-    dram.hold(used)
-    dram.unhold(used)  # page 0 was read: it is the most recently used now
-    evicted = dram.evict(3, lambda copy: copy.key != key_of(2), [slab])
-    assert [copy.key for copy in evicted] == [key_of(3), key_of(0)]
-    assert dram.usage().pages == 3
-
-
 def test_the_budget_bounds_slabs(dram: DramTier) -> None:
     for _ in range(3):
         grant(dram)
