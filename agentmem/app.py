@@ -30,6 +30,7 @@ from agentmem.errors import ConfigurationInvalid, WorkerUnavailable
 from agentmem.router.registry import EngineFactory, Router
 from agentmem.sessions.context import Context
 from agentmem.sessions.limits import Limits
+from agentmem.sessions.nodestate import NodeState
 from agentmem.sessions.owner import make_owner
 from agentmem.sessions.ports import Pages
 from agentmem.sessions.secrets import load_secrets
@@ -59,6 +60,7 @@ class Gateway:
     pages: Pages
     service: SessionsService
     metrics: Metrics
+    node: NodeState
 
 
 def build_app(
@@ -89,7 +91,8 @@ def build_app(
     )
     context = Context(catalog, router, pages, secrets, _limits(settings), metrics, make_owner())
     service = SessionsService(context)
-    gateway = Gateway(settings, catalog, router, pages, service, metrics)
+    node = NodeState(pages, metrics.registry)
+    gateway = Gateway(settings, catalog, router, pages, service, metrics, node)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -112,8 +115,8 @@ def build_app(
         {
             "catalog": catalog.ping,
             "workers": lambda: _check_workers(router),
-            "node": pages.ping,
         },
+        node,
         request_bytes_max=settings.request_bytes_max,
         request_seconds_max=settings.request_seconds_max,
         lifespan=lifespan,

@@ -20,6 +20,7 @@ from agentmem.api.models import models_router
 from agentmem.api.responses.routes import responses_router
 from agentmem.api.sessions import sessions_router
 from agentmem.sessions.conversations import ConversationsService
+from agentmem.sessions.nodestate import NodeState
 from agentmem.sessions.responses import ResponsesService
 from agentmem.sessions.service import SessionsService
 from agentmem.telemetry import Metrics
@@ -40,6 +41,7 @@ def create_application(
     authenticator: Authenticator,
     metrics: Metrics,
     checks: Mapping[str, Check],
+    node: NodeState,
     *,
     request_bytes_max: int,
     request_seconds_max: float,
@@ -67,7 +69,7 @@ def create_application(
     ]
     for router in routers:
         app.include_router(router, dependencies=documented)
-    operations = health_router(metrics, checks)
+    operations = health_router(metrics, checks, node)
     app.include_router(operations)
     install_error_handlers(app, [*routers, operations])
     # The last one added is the outermost: ids for all replies, then keys, then bodies.

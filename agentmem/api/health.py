@@ -10,13 +10,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from agentmem.errors import AgentmemError
+from agentmem.sessions.nodestate import NodeState
 from agentmem.telemetry import Metrics
 
 Check = Callable[[], Awaitable[None]]
 
 
-def health_router(metrics: Metrics, checks: Mapping[str, Check]) -> APIRouter:
-    """`checks` by the name of the part: each returns when it is ready, raises why it is not."""
+def health_router(metrics: Metrics, checks: Mapping[str, Check], node: NodeState) -> APIRouter:
+    """`checks` by the name of the part: each returns when it is ready, raises why it is not. Turns
+    need all of them; without the node agent they are only slower."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/healthz", summary="Whether the gateway runs")
@@ -25,7 +27,7 @@ def health_router(metrics: Metrics, checks: Mapping[str, Check]) -> APIRouter:
 
     @router.get(
         "/readyz",
-        summary="Whether turns can run, and if not, which part is not ready",
+        summary="Whether turns can run, if not, which part is not ready, and what is degraded",
         responses={503: {"description": "A part is not ready; the body says which, and why."}},
     )
     async def readyz() -> Response:
@@ -37,7 +39,11 @@ def health_router(metrics: Metrics, checks: Mapping[str, Check]) -> APIRouter:
             except AgentmemError as error:
                 parts[name] = error.message
         ready = all(state == "ready" for state in parts.values())
-        body = {"status": "ready" if ready else "not ready", "parts": parts}
+        await node.refresh()
+        parts["node"] = node.silence or "ready"
+        degraded = dict(node.degraded)
+        status = "not ready" if not ready else "degraded" if degraded else "ready"
+        body = {"status": status, "parts": parts, "degraded": degraded}
         return JSONResponse(body, 200 if ready else 503, {} if ready else {"Retry-After": "1"})
 
     @router.get(
@@ -47,6 +53,7 @@ def health_router(metrics: Metrics, checks: Mapping[str, Check]) -> APIRouter:
         responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}},
     )
     async def get_metrics() -> Response:
+        await node.refresh()
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -67,3 +67,11 @@ class Promised(NamedTuple):
 
     pages: int
     reason: str
+
+
+class NodeStats(NamedTuple):
+    """Gauges and counters (since the agent's start) by name, and what is degraded, by part."""
+
+    gauges: dict[str, int]
+    counters: dict[str, int]
+    degraded: dict[str, str]

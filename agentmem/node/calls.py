@@ -188,7 +188,9 @@ class Calls:
             case p.Movements(since_seq=since_seq, limit=limit):
                 reply = self._movements(since_seq, limit)
             case p.Stats():
-                reply = p.StatsReply(self.stats())
+                values = self.stats()
+                gauges = [name for name in values if name not in COUNTERS]
+                reply = p.StatsReply(values, gauges, self.degraded())
             case _:
                 raise ProtocolError(f"{type(request).__name__} is not expected here")
         return reply
@@ -272,6 +274,14 @@ class Calls:
         return LossesReply(
             [Loss(loss.number, loss.key, loss.claim_id.decode(), *loss[3:]) for loss in losses]
         )
+
+    def degraded(self) -> dict[str, str]:
+        """What does not work as it should, by part; what turns survive all the same."""
+        found = {}
+        reason = self._write_behind.failing or self._disk.degraded
+        if reason:
+            found["disk"] = f"takes no pages: {reason.replace('_', ' ')}"
+        return found
 
     def _locate(self, peer: Peer, keys: bytes) -> p.LocateReply:
         hold = self._ownership.hold_prefix(p.split_keys(keys))

@@ -30,6 +30,7 @@ from agentmem.node.answers import (
     LoadedFrom,
     Located,
     Moved,
+    NodeStats,
     PageLocation,
     Promised,
     Residency,
@@ -309,6 +310,13 @@ class NodeClient:
     def stats(self, *, timeout_seconds: float | None = None) -> dict[str, int]:
         """Gauges (bytes and pages per tier, queues) and counters since the agent's start."""
         return self._call(p.Stats(), p.StatsReply, timeout_seconds).values
+
+    def state(self, *, timeout_seconds: float | None = None) -> NodeStats:
+        """`stats`, gauges and counters apart, and what is degraded."""
+        reply = self._call(p.Stats(), p.StatsReply, timeout_seconds)
+        gauges = {name: reply.values[name] for name in reply.gauges if name in reply.values}
+        counters = {name: n for name, n in reply.values.items() if name not in gauges}
+        return NodeStats(gauges, counters, reply.degraded)
 
     def _call(
         self, request: p.Request, reply_type: type[ReplyT], timeout_seconds: float | None

@@ -149,10 +149,7 @@ class Connection:
             elif self._calls.takes_time(request):
                 self._begin(call, self._peer, request)
             else:
-                try:
-                    self._reply(call, self._calls.answer(self._peer, request))
-                except AgentmemError as error:
-                    self._reply(call, _failure(error))
+                self._reply(call, self._answer(self._peer, request))
             await self._writer.drain()
 
     async def _read_hello(self) -> tuple[int, p.Hello, int]:
@@ -188,6 +185,16 @@ class Connection:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _answer(self, peer: Peer, request: p.Request) -> p.Reply:
+        """Raises ProtocolError, which ends the connection."""
+        try:
+            return self._calls.answer(peer, request)
+        except AgentmemError as error:
+            return _failure(error)
+        except Exception as error:  # loop edge: a fault of ours must not leave the caller waiting
+            logger.exception("%s failed", type(request).__name__)
+            return self._fault(error)
+
     async def _answer_later(self, call: int, peer: Peer, request: p.Request) -> None:
         try:
             reply: p.Reply = await self._calls.answer_later(peer, request)
@@ -199,10 +206,13 @@ class Connection:
             reply = _failure(error)
         except Exception as error:  # loop edge: a fault of ours must not leave the caller waiting
             logger.exception("%s failed", type(request).__name__)
-            self._calls.counters["calls_failed"] += 1
-            reply = p.Failure("failed", f"{type(request).__name__}: {error}")
+            reply = self._fault(error)
         self._last_call = time.monotonic()
         self._reply(call, reply)
+
+    def _fault(self, error: Exception) -> p.Failure:
+        self._calls.counters["calls_failed"] += 1
+        return p.Failure("failed", f"{type(error).__name__}: {error}")
 
     def _refuse(self, error: ProtocolError) -> None:
         self._calls.counters["protocol_errors"] += 1

@@ -293,9 +293,12 @@ class MovementsReply(Struct, tag="movements_reply"):
 
 
 class StatsReply(Struct, tag="stats_reply"):
-    """Names are those of `Calls.stats`."""
+    """Names are those of `Calls.stats`; `gauges` are those that are no counters. `degraded`: what
+    does not work as it should, by part, in words."""
 
     values: dict[str, int]
+    gauges: list[str]
+    degraded: dict[str, str]
 
 
 ACCEPTANCES = ("accepted", "duplicate", "stale", "corrupt")

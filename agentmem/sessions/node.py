@@ -12,7 +12,7 @@ from agentmem.core import PageKey, Tier
 from agentmem.errors import InvalidRequest, NodeUnavailable, NotFound, StoreRefused
 from agentmem.node.address import Address
 from agentmem.node.client import NodeClient
-from agentmem.sessions.ports import Freed, PageResidency
+from agentmem.sessions.ports import Freed, NodeStats, PageResidency
 
 T = TypeVar("T")
 
@@ -76,9 +76,10 @@ class NodePages:
                 counts[tier] = counts.get(tier, 0) + 1
         return counts
 
-    async def ping(self) -> None:
+    async def stats(self) -> NodeStats:
         """See `ports.Pages`."""
-        await self._call(lambda: self._client.ping(timeout_seconds=_SEQUENCE_SECONDS))
+        state = await self._call(lambda: self._client.state(timeout_seconds=_SEQUENCE_SECONDS))
+        return NodeStats(state.gauges, state.counters, state.degraded)
 
     async def aclose(self) -> None:
         """Hangs up; calls still waiting fail with NodeUnavailable."""

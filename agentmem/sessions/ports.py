@@ -5,7 +5,7 @@ The adapter over `node.client` is in `router`; an in-memory one for tests in `te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,15 @@ class PageResidency:
 
     tiers: tuple[Tier, ...]
     durable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """What a node agent tells of itself: gauges and counters by name, and what is degraded."""
+
+    gauges: Mapping[str, int]
+    counters: Mapping[str, int]
+    degraded: Mapping[str, str]
 
 
 class Pages(Protocol):
@@ -62,8 +71,8 @@ class Pages(Protocol):
         """Pages among `keys` given to an engine after position `since`, by source tier."""
         ...
 
-    async def ping(self) -> None:
-        """Returns when the agent answers."""
+    async def stats(self) -> NodeStats:
+        """How the agent is; within half a second."""
         ...
 
     async def aclose(self) -> None:

@@ -119,7 +119,10 @@ class PageIndex:
 
     def file_bytes(self) -> int:
         """Bytes that the index itself takes on the medium."""
-        return (self._path / "data.mdb").stat().st_blocks * 512
+        try:
+            return (self._path / "data.mdb").stat().st_blocks * 512
+        except OSError:  # the medium went away: that is told elsewhere
+            return 0
 
     def extents(self) -> Iterator[Extent]:
         """All pages, in the order of their keys. Nothing may be written meanwhile."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from agentmem.core import Fingerprint, PageHash, PageKey, Tier
 from agentmem.errors import NodeUnavailable
 from agentmem.pages.keys import keys_of_hashes
-from agentmem.sessions.ports import Freed, PageResidency
+from agentmem.sessions.ports import Freed, NodeStats, PageResidency
 
 _POLL_SECONDS = 0.005
 
@@ -21,7 +21,8 @@ class InMemoryPages:
 
     A page offered is in `dram` at once; one that is claimed, before or after, becomes durable
     (`disk`) after `durable_delay_seconds`. `pages` says when (monotonic clock). Tests set `down`
-    to make the agent unreachable, `drop` to make it lose what is offered next.
+    to make the agent unreachable, `degraded` to make it ail, `drop` to make it lose what is
+    offered next.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class InMemoryPages:
         self.page_bytes = page_bytes
         self.durable_delay_seconds = durable_delay_seconds
         self.down = False
+        self.degraded: dict[str, str] = {}
         self.drop = 0
         self.claims: dict[str, set[PageKey]] = {}
         self._claimants: Counter[PageKey] = Counter()
@@ -129,9 +131,15 @@ class InMemoryPages:
                 counts[tier] = counts.get(tier, 0) + 1
         return counts
 
-    async def ping(self) -> None:
-        """See `Pages.ping`."""
+    async def stats(self) -> NodeStats:
+        """See `Pages.stats`."""
         self._check()
+        durable = sum(self._is_durable(key) for key in self.pages)
+        return NodeStats(
+            {"dram_pages": len(self.pages), "disk_pages": durable},
+            {"loaded_dram_pages": len(self._loads)},
+            self.degraded,
+        )
 
     async def aclose(self) -> None:
         """See `Pages.aclose`."""
