@@ -164,6 +164,7 @@ class WriteBehind:
         self._wanted.set()
 
     def _next_batch(self) -> list[_Waiting]:
+        """The next pages, held; `_write` ends the holds."""
         batch: list[_Waiting] = []
         size_bytes = 0
         for queue in (self._urgent, self._normal):
@@ -172,15 +173,15 @@ class WriteBehind:
                 copy = self._dram.get(key)
                 if copy is None or key in self._disk:
                     continue
+                # Held from here on: the read hold keeps the slot's bytes where they are, and the
+                # page is no longer pending, which kept it from eviction.
+                self._dram.hold(copy)
                 batch.append(_Waiting(copy, since_ns))
                 size_bytes += copy.payload_bytes
         return batch
 
     async def _write(self, batch: Sequence[_Waiting]) -> None:
-        """Writes one batch. Where the disk tier refuses it, its pages wait again."""
-        # The read hold keeps the slot's bytes where they are while the disk tier reads them.
-        for page in batch:
-            self._dram.hold(page.copy)
+        """Writes one batch, and ends its holds. Where the disk refuses it, its pages wait again."""
         good: Sequence[_Waiting] = batch
         keys: set[PageKey] = set()
         try:
