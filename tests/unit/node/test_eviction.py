@@ -9,7 +9,7 @@ import pytest
 
 from agentmem.core import ClaimTerms
 from tests.unit.node.nodes import RECORD, Node, keys_of
-from tests.unit.store.records import key_of
+from tests.unit.store.records import PAYLOAD_BYTES, key_of
 
 A, B = ClaimTerms(b"a" * 16), ClaimTerms(b"b" * 16)
 
@@ -62,7 +62,7 @@ async def test_pages_of_other_slabs_stay(node: Node) -> None:
 async def test_the_tenant_with_most_gives_way_in_dram(tmp_path: Path) -> None:
     node = Node(tmp_path, slots=16)
     await node.open()
-    node.dram._budget_bytes = 8 * RECORD
+    node.dram._budget_bytes = 8 * PAYLOAD_BYTES
     await keep(node, "a", *range(8))
     await keep(node, "b", *range(20, 23), terms=B)
     hold = node.ownership.hold_prefix(keys_of(range(8)))  # used last of all
