@@ -134,15 +134,15 @@ class PageTable:
 
         Pages may come and go while it runs: those that were there all the time are in it.
         """
-        row = 1
-        while row * _ROW_BYTES < len(self._rows):
-            chunk = bytes(self._rows[row * _ROW_BYTES : (row + _CHUNK_ROWS) * _ROW_BYTES])
+        end = len(self._rows)  # of now: whoever adds pages meanwhile must not keep it going
+        step = _CHUNK_ROWS * _ROW_BYTES
+        for at in range(_ROW_BYTES, end, step):
+            chunk = bytes(self._rows[at : min(at + step, end)])
             for key, _pack, block, payload_bytes, position, last_used, _, _ in _ROW.iter_unpack(
                 chunk
             ):
                 if block:  # a pack's first block is its header: a row with 0 is free
                     yield PageUse(PageKey(key), payload_bytes, position, last_used)
-            row += _CHUNK_ROWS
 
     def least_used(self, pages: int) -> list[PageKey]:
         """So many keys, those used longest ago first; of one second's, the last of a log first."""
@@ -151,12 +151,10 @@ class PageTable:
 
     def extents(self) -> Iterator[Extent]:
         """All pages' extents, as `uses`."""
-        row = 1
-        while row * _ROW_BYTES < len(self._rows):
-            end = min(row + _CHUNK_ROWS, len(self._rows) // _ROW_BYTES)
-            chunk = [self._extent(number) for number in range(row, end)]
+        rows = len(self._rows) // _ROW_BYTES
+        for first in range(1, rows, _CHUNK_ROWS):
+            chunk = [self._extent(row) for row in range(first, min(first + _CHUNK_ROWS, rows))]
             yield from (extent for extent in chunk if extent.offset)
-            row = end
 
     def _row_of(self, key: PageKey) -> int:
         digest = int.from_bytes(key[_HASH_AT:_HASH_END], "little")

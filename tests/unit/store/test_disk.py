@@ -5,77 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import lmdb
 import pytest
 
 from agentmem.errors import StoreRefused
-from agentmem.pages.record import record_bytes, verify_record
 from agentmem.store import packwriter
-from agentmem.store.copies import DiskCopy
-from agentmem.store.disk import DiskTier
 from agentmem.store.pack import PACK_HEADER_BYTES
+from tests.unit.store.conftest import Clock, Opener
 from tests.unit.store.records import (
     PAYLOAD_BYTES,
+    RECORD,
     bytes_of,
+    held,
     key_of,
     payload_of,
+    read,
     record_of,
 )
-
-RECORD = record_bytes(PAYLOAD_BYTES)
-PACK_BYTES = PACK_HEADER_BYTES + 4 * RECORD  # four records to a pack
-
-Opener = Callable[..., Awaitable[DiskTier]]
-
-
-class Clock:
-    """Time that a test sets."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def open_disk(tmp_path: Path, clock: Clock) -> AsyncIterator[Opener]:
-    opened: list[DiskTier] = []
-
-    async def open_one(
-        budget_bytes: int = 1 << 30, meanwhile: Callable[[], object] = lambda: None
-    ) -> DiskTier:
-        if opened:
-            await opened.pop().close()
-        meanwhile()
-        disk = DiskTier(tmp_path, "0" * 16, budget_bytes, pack_bytes=PACK_BYTES, clock=clock)
-        disk.recovery = await disk.open()  # type: ignore[attr-defined]
-        opened.append(disk)
-        return disk
-
-    yield open_one
-    for disk in opened:
-        await disk.close()
-
-
-def read(disk: DiskTier, number: int) -> bytes:
-    copy = disk.get(key_of(number))
-    assert isinstance(copy, DiskCopy)
-    location = disk.location(copy)
-    record = Path(location.path).read_bytes()[location.offset : location.offset + RECORD]
-    verify_record(record, key_of(number))
-    return record[4096 : 4096 + PAYLOAD_BYTES]
-
-
-def held(disk: DiskTier, numbers: range) -> list[int]:
-    return [n for n in numbers if disk.get(key_of(n)) is not None]
 
 
 async def test_pages_are_there_after_a_reopen_over_several_packs(open_disk: Opener) -> None:
