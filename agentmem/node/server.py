@@ -16,7 +16,7 @@ from typing import Any
 import lmdb
 
 from agentmem.config import Settings
-from agentmem.errors import ConfigurationInvalid
+from agentmem.errors import ConfigurationInvalid, StoreRefused
 from agentmem.node.access import TcpListener, TlsFiles, tcp_listener
 from agentmem.node.calls import Calls
 from agentmem.node.durability import DurabilityWaiters
@@ -30,6 +30,7 @@ from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.slab import NODE_ID_HEX_DIGITS
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramTier
+from agentmem.store.pack import sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class NodeAgent:
     async def start(self) -> None:
         """Recovers disk and slabs, then listens."""
         self._node_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sync_directory(self._node_dir.parent)
         self._lock = _lock(self._node_dir / "lock")
         node_id = _node_id(self._node_dir / "id")
         self._executor = ThreadPoolExecutor(_IO_THREADS, "node-io")
@@ -121,6 +123,7 @@ class NodeAgent:
         self._spawn(promises.run())
         self._spawn(self._write_behind.run())
         self._spawn(self._reclaim())
+        self._spawn(self._watch_index())
         self._spawn(self._housekeeping())
         self._doors = Doors(self._calls, self._socket_path, self._listener)
         await self._doors.open()
@@ -140,7 +143,8 @@ class NodeAgent:
         """
         await self._doors.close()
         self._slabs.adopt_orphans()
-        if not await self._write_behind.drain(_DRAIN_SECONDS_MAX):
+        drains = not self._disk.index_damaged.is_set()  # nothing becomes durable without it
+        if not drains or not await self._write_behind.drain(_DRAIN_SECONDS_MAX):
             logger.error("%d pages are not durable yet", self._write_behind.queued_pages)
         for task in self._tasks:
             task.cancel()
@@ -161,6 +165,14 @@ class NodeAgent:
 
     def _spawn(self, loop: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(loop))
+
+    async def _watch_index(self) -> None:
+        """Ends the agent over a damaged index: its next start makes that anew from the packs."""
+        await self._disk.index_damaged.wait()
+        raise StoreRefused(
+            "the index is damaged: the next start makes it anew from the packs",
+            reason="index_failed",
+        )
 
     async def _reclaim(self) -> None:
         while True:
@@ -246,8 +258,12 @@ def _node_id(path: Path) -> str:
     """The node's id, made once. Raises ConfigurationInvalid for a file that holds no id."""
     if not path.exists():
         temporary = path.with_suffix(".new")
-        temporary.write_text(secrets.token_hex(NODE_ID_HEX_DIGITS // 2))
+        with temporary.open("w") as file:
+            file.write(secrets.token_hex(NODE_ID_HEX_DIGITS // 2))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.rename(path)
+        sync_directory(path.parent)
     node_id = path.read_text().strip()
     if len(node_id) != NODE_ID_HEX_DIGITS or not all(c in "0123456789abcdef" for c in node_id):
         raise ConfigurationInvalid(f"{path} does not hold a node id of {NODE_ID_HEX_DIGITS} digits")

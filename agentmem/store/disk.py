@@ -34,7 +34,7 @@ from agentmem.store.index import Extent, PageIndex, Unclaimed
 from agentmem.store.indexthread import IndexThread
 from agentmem.store.medium import reason_of
 from agentmem.store.mending import Mended, Mender
-from agentmem.store.pack import PACK_BYTES, PACK_HEADER_BYTES, pack_name
+from agentmem.store.pack import PACK_BYTES, PACK_HEADER_BYTES, pack_name, sync_directory
 from agentmem.store.packwriter import Batch, PackWriter, Record
 from agentmem.store.pipeline import Pipeline
 from agentmem.store.reclaim import Dead, Reclaimer
@@ -91,9 +91,15 @@ class DiskTier:
         """What the index's file takes on the medium, beside the budget."""
         return self._index.file_bytes()
 
+    @property
+    def index_damaged(self) -> asyncio.Event:
+        """Set when the index turned out to be damaged: the next `open` makes it anew."""
+        return self._index_thread.damaged
+
     async def open(self) -> Recovery:
         """Recovers index and packs. Raises OSError or lmdb.Error when neither can be read."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sync_directory(self._directory.parent)
         recover_all = partial(recover, self._directory, self._table, self._space)
         recovery = await self._index_thread.open(self._directory / "index", recover_all)
         for pack, offset, size_bytes in await self._in_index_thread(self._index.punches):

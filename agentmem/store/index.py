@@ -29,6 +29,7 @@ from agentmem.store.leftovers import TABLES as LEFTOVER_TABLES
 from agentmem.store.leftovers import Leftover, LeftoverTable
 from agentmem.store.losses import TABLES as LOSS_TABLES
 from agentmem.store.losses import LossTable
+from agentmem.store.pack import sync_directory
 
 _TABLES = 5 + CLAIM_TABLES + LOSS_TABLES + LEFTOVER_TABLES
 _FORMAT = b"2"
@@ -84,6 +85,9 @@ class PageIndex:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
         self._open()
+        # LMDB makes its file without ever making its name durable.
+        sync_directory(path)
+        sync_directory(path.parent)
 
     def _open(self) -> None:
         self._env = lmdb.open(str(self._path), map_size=_MAP_BYTES, max_dbs=_TABLES, mode=0o600)

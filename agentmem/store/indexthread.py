@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 # How often the reading of the index may end the process before it is set aside.
 _ATTEMPTS_MAX = 3
 
+# The file was changed by something else than LMDB: bits flipped on the medium, or in memory.
+_DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
+
 T = TypeVar("T")
 Recover = Callable[[PageIndex, bool], Recovery]
 """Fills what is in memory from the index, given whether that was made anew."""
@@ -30,11 +33,15 @@ class IndexThread:
     A file that has filled its address space is given more, and the call made again: it is one
     transaction, of which nothing happened. After a failed write LMDB refuses everything until it
     is opened again: that is done before the error goes to the caller.
+
+    `damaged` is set when LMDB meets something that it cannot have written: from there only a new
+    start goes on, which makes the index anew.
     """
 
     index: PageIndex
 
     def __init__(self) -> None:
+        self.damaged = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "disk-index")
 
     async def open(self, path: Path, recover: Recover) -> Recovery:
@@ -42,6 +49,7 @@ class IndexThread:
 
         One that cannot be read is set aside, and made anew from the packs.
         """
+        self._loop = asyncio.get_running_loop()
         return await self._submit(lambda: self._open(path, recover))
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -83,6 +91,9 @@ class IndexThread:
             except lmdb.MapFullError:
                 if not self.index.grow():
                     raise
+            except _DAMAGED:
+                self._loop.call_soon_threadsafe(self.damaged.set)
+                raise
             except lmdb.PanicError:
                 logger.error("the index is opened again after a write that failed")
                 self.index.reopen()

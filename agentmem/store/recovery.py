@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
+import lmdb.verify
 
 from agentmem.errors import PageCorrupt
 from agentmem.pages.record import record_bytes
@@ -42,8 +43,16 @@ class Recovery(NamedTuple):
 
 
 def open_index(path: Path) -> tuple[PageIndex, bool]:
-    """Opens the index; one that cannot be read is set aside and made anew. (index, was made)."""
+    """Opens the index; one that is damaged is set aside and made anew. (index, was made).
+
+    LMDB trusts its file: a damaged one can end the process at any later call. So its structure is
+    looked through before it is opened, which takes some three seconds for a million pages.
+    """
     fresh = not (path / "data.mdb").exists()
+    if not fresh and (problems := _problems(path)):
+        logger.error("the index is damaged: %s", "; ".join(problems[:3]))
+        set_aside(path)
+        return PageIndex(path), True
     try:
         index = PageIndex(path)
         index.packs()
@@ -52,6 +61,14 @@ def open_index(path: Path) -> tuple[PageIndex, bool]:
         set_aside(path)
         return PageIndex(path), True
     return index, fresh
+
+
+def _problems(path: Path) -> list[str]:
+    """What is wrong with the structure of an index's file."""
+    try:
+        return list(lmdb.verify.verify(str(path / "data.mdb")))
+    except lmdb.verify.VerifyError as error:
+        return [str(error)]
 
 
 def set_aside(path: Path) -> None:

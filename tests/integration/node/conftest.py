@@ -90,6 +90,7 @@ class Agent:
         self.socket = data_dir / "run" / "node.sock"
         self.packs = data_dir / "node" / "packs"
         self.env: dict[str, str] = {}
+        self.script = AGENT
         self.process: subprocess.Popen[bytes] | None = None
         self.log = data_dir / "agent.log"
         self._transfers: list[PageTransfer] = []
@@ -102,7 +103,9 @@ class Agent:
     def start(self) -> None:
         env = {**os.environ, "AGENTMEM_DATA_DIR": str(self.data_dir), **self.env}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-c", AGENT], env=env, stderr=log)
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", self.script], env=env, stderr=log
+            )
         client = NodeClient(self.socket)
         eventually(lambda: self._answers(client), 20)
         client.close()

@@ -1,0 +1,19 @@
+"""kill -9 at any instant: what was acknowledged is there, nothing half-written is ever seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.scenarios import kill_repeatedly, lose_power_repeatedly
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_nothing_is_lost_to_kills(tmp_path: Path, seed: int) -> None:
+    assert kill_repeatedly(tmp_path, seed, kills=12)["kills"] == 12
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_nothing_synced_is_lost_with_the_power(tmp_path: Path, seed: int) -> None:
+    assert lose_power_repeatedly(tmp_path, seed, losses=6)["losses"] == 6
