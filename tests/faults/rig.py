@@ -80,9 +80,13 @@ class Rig:
         if (self.root / "id").exists():
             shutil.rmtree(self.agent.slabs, ignore_errors=True)
 
-    def engine(self) -> PageTransfer:
-        """The one engine, which outlives agents."""
-        return self.agent._transfers[0] if self.agent._transfers else self.agent.engine(slots=1)
+    def engine(self, *, listening: bool = False) -> PageTransfer:
+        """The one engine, which outlives agents; `listening`: once it has seen the new one."""
+        transfers = self.agent._transfers
+        engine = transfers[0] if transfers else self.agent.engine(slots=1)
+        if listening:
+            eventually(lambda: not engine.counters()["agent_silent"])
+        return engine
 
     @property
     def alive(self) -> bool:
@@ -148,8 +152,7 @@ class Rig:
 
     def check(self, *, lost: Iterable[int] = ()) -> None:
         """Everything that must hold once the agent runs again. `lost` pages may be missing."""
-        engine = self.engine()
-        eventually(lambda: not engine.counters()["agent_silent"])
+        engine = self.engine(listening=True)
         client = self.agent.client(timeout_seconds=20.0)
         may_miss = set(lost)
         findings = client.audit().findings

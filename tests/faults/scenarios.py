@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from threading import Timer
 
+from tests.faults.corruption import Damaging
 from tests.faults.powerloss import Disk, read_journal
 from tests.faults.rig import Rig
 
@@ -68,3 +69,8 @@ def _work_until_death(rig: Rig) -> None:
         rig.work(60, seconds=1.0)
         timer.join()
     rig.die()
+
+
+def damage_repeatedly(directory: Path, seed: int, *, damages: int) -> Counter[str]:
+    """Flips bits, swaps records and cuts files off, in packs, slabs and index."""
+    return Damaging(directory, seed).run(damages)
