@@ -69,6 +69,7 @@ class DiskTier:
         self._budget_bytes = budget_bytes
         self._clock = clock
         self._index_thread = IndexThread()
+        self.index_damaged = self._index_thread.damaged  # set: the next `open` makes it anew
         self._table = PageTable()
         self._space = PackSpace()
         writer = PackWriter(directory, node_id, pack_bytes)
@@ -90,11 +91,6 @@ class DiskTier:
     def index_bytes(self) -> int:
         """What the index's file takes on the medium, beside the budget."""
         return self._index.file_bytes()
-
-    @property
-    def index_damaged(self) -> asyncio.Event:
-        """Set when the index turned out to be damaged: the next `open` makes it anew."""
-        return self._index_thread.damaged
 
     async def open(self) -> Recovery:
         """Recovers index and packs. Raises OSError or lmdb.Error when neither can be read."""
