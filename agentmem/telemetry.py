@@ -77,6 +77,11 @@ class Metrics:
         self.durability_given_up = self._counter(
             "durability_given_up", "Logs whose pages did not become durable in time."
         )
+        self.pages_unpromised = self._counter(
+            "pages_unpromised",
+            "Pages that are kept as cache only, by why they are not promised.",
+            "reason",
+        )
         self.hibernations = self._counter(
             "sessions_hibernated", "Sessions hibernated, by cause: asked or idle.", "cause"
         )

@@ -193,6 +193,7 @@ class TurnCommitter:
                 keys,
                 page_tokens,
                 time.time() + done.session.kv_retention_seconds,
+                self._context.claim_terms(done.session),
                 durable_pages=done.durable_position // page_tokens,
             )
         )

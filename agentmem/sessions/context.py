@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentmem.catalog import Catalog
 from agentmem.catalog.records import Session, Worker
-from agentmem.core import Fingerprint, PageKey, TenantId, TurnId
+from agentmem.core import ClaimTerms, Fingerprint, PageKey, TenantId, TurnId
 from agentmem.errors import NotFound
 from agentmem.pages.keys import page_keys
 from agentmem.router.registry import Router
@@ -17,6 +17,7 @@ from agentmem.sessions.chat import Chat
 from agentmem.sessions.limits import Limits
 from agentmem.sessions.log import Log, LogCache, empty_log, join_ids, read_log
 from agentmem.sessions.ports import Pages
+from agentmem.sessions.retention import class_of
 from agentmem.sessions.secrets import Secrets
 from agentmem.telemetry import Metrics
 
@@ -76,6 +77,12 @@ class Context:
         async with self.catalog.reading() as tx:
             chain = await tx.turns.chain(session.tenant_id, session.head_turn_id)
         return join_ids(chain)
+
+    def claim_terms(self, session: Session) -> ClaimTerms:
+        """What a claim on the session's pages says of them."""
+        return ClaimTerms(
+            self.secrets.tenant_tag(session.tenant_id), class_of(session.kv_retention_seconds)
+        )
 
     def keys(
         self, tenant_id: TenantId, fingerprint: Fingerprint, ids: array[int], page_tokens: int

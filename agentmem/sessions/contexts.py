@@ -121,6 +121,7 @@ class Contexts:
                 keys,
                 worker.page_tokens,
                 time.time() + session.kv_retention_seconds,
+                self._context.claim_terms(session),
             )
         )
         return ContextView(record, view_of(session, running=False))

@@ -149,6 +149,7 @@ class Creation:
             keys,
             session.page_tokens,
             time.time() + session.kv_retention_seconds,
+            self._context.claim_terms(session),
         )
         await self._tracker.claim_now(item)
         self._tracker.watch(item)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentmem.catalog import Catalog
-from agentmem.core import PageKey, SessionId, TenantId, TurnId
+from agentmem.core import ClaimTerms, PageKey, SessionId, TenantId, TurnId
 from agentmem.errors import AgentmemError, NodeUnavailable
 from agentmem.sessions.ports import Pages
 from agentmem.telemetry import Metrics, get_logger
@@ -41,6 +41,7 @@ class Watched:
     keys: Sequence[PageKey]
     page_tokens: int
     expires_at: float
+    terms: ClaimTerms | None = None
     age_seconds: float = 0.0
     started: float = 0.0
     claimed: bool = False
@@ -95,11 +96,22 @@ class DurabilityTracker:
     async def claim_now(self, item: Watched) -> bool:
         """Claims at once; False when the agent did not answer (the loop goes on trying)."""
         try:
-            await self._pages.claim(item.session_id, item.keys, item.expires_at)
+            admitted = await self._pages.claim(
+                item.session_id, item.keys, item.expires_at, terms=item.terms
+            )
         except NodeUnavailable as error:
             self._metrics.node_failures.labels("claim").inc()
             _log.warning("claim failed", session_id=item.session_id, error=error.message)
             return False
+        if admitted.pages < len(item.keys):
+            unpromised = len(item.keys) - admitted.pages
+            self._metrics.pages_unpromised.labels(admitted.reason).inc(unpromised)
+            _log.warning(
+                "pages are kept as cache only",
+                session_id=item.session_id,
+                pages=unpromised,
+                reason=admitted.reason,
+            )
         item.claimed = True
         return True
 

@@ -152,6 +152,7 @@ class Hibernation:
                     keys[: durable_pages(len(ids), worker.page_tokens)],
                     worker.page_tokens,
                     time.time() + session.kv_retention_seconds,
+                    self._context.claim_terms(session),
                 )
             )
             again = recomputed_tokens(kept=len(ids), log_tokens=len(ids), cached=tiers.total)
@@ -203,7 +204,9 @@ class Hibernation:
         while True:
             try:
                 if not claimed:
-                    await self._context.pages.claim(session.id, keys, expires_at)
+                    await self._context.pages.claim(
+                        session.id, keys, expires_at, terms=self._context.claim_terms(session)
+                    )
                     claimed = True
                 left = max(0.0, deadline - time.perf_counter())
                 # Not all of what is left at once: pages in no tier have to be made in time.

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from agentmem.core import PageKey, Tier
+from agentmem.core import ClaimTerms, PageKey, Tier
 from agentmem.errors import InvalidRequest, NodeUnavailable, NotFound, StoreRefused
 from agentmem.node.address import Address
 from agentmem.node.client import NodeClient
-from agentmem.sessions.ports import Freed, NodeStats, PageResidency
+from agentmem.sessions.ports import Admitted, Freed, NodeStats, PageResidency
 
 T = TypeVar("T")
 
@@ -31,9 +31,19 @@ class NodePages:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="node-client")
         self._no_sequence_until = 0.0
 
-    async def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
+    async def claim(
+        self,
+        claim_id: str,
+        keys: Sequence[PageKey],
+        expires_at: float,
+        *,
+        terms: ClaimTerms | None = None,
+    ) -> Admitted:
         """See `ports.Pages`."""
-        await self._call(lambda: self._client.claim(claim_id, keys, expires_at))
+        promised = await self._call(
+            lambda: self._client.claim(claim_id, keys, expires_at, terms=terms)
+        )
+        return Admitted(promised.pages, promised.reason)
 
     async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> Freed:
         """See `ports.Pages`."""

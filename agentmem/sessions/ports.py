@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from agentmem.core import PageKey, Tier
+from agentmem.core import ClaimTerms, PageKey, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,15 @@ class Freed:
 
     pages: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """How many pages of a claim, from the first on, are promised; why no more are: capacity, quota
+    or gap, empty when all are."""
+
+    pages: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +49,18 @@ class NodeStats:
 class Pages(Protocol):
     """A node agent. Every method raises `errors.NodeUnavailable` when it does not answer."""
 
-    async def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
-        """Promises to keep these pages until `expires_at` (seconds since the epoch).
+    async def claim(
+        self,
+        claim_id: str,
+        keys: Sequence[PageKey],
+        expires_at: float,
+        *,
+        terms: ClaimTerms | None = None,
+    ) -> Admitted:
+        """Claims these pages until `expires_at` (seconds since the epoch): they become durable.
 
-        Repeating it renews; pages that do not exist yet are promised for when they come.
+        Repeating it renews; pages that do not exist yet are promised for when they come. What is
+        not promised for want of room is kept as cache.
         """
         ...
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from agentmem.catalog.ids import new_id
 from agentmem.catalog.records import Worker
-from agentmem.core import PageKey
+from agentmem.core import ClaimTerms, PageKey
 from agentmem.engine.base import Engine, GenerateRequest, Sampling
 from agentmem.errors import EngineFailed
 from agentmem.pages.keys import page_keys
@@ -46,7 +46,8 @@ async def remake_pages(
     salt = f"remake-{secrets.token_hex(16)}"
     scratch = page_keys(worker.fingerprint, salt, token_ids, worker.page_tokens)[: len(keys)]
     claim = new_id("remake")
-    await pages.claim(claim, scratch, time.time() + _CLAIM_SECONDS)
+    terms = ClaimTerms(retention="scratch")
+    await pages.claim(claim, scratch, time.time() + _CLAIM_SECONDS, terms=terms)
     try:
         for index in range(absent[0]):
             await pages.copy_page(keys[index], scratch[index])

@@ -26,3 +26,12 @@ CLASSES: dict[RetentionName, RetentionClass] = {
     "persistent": RetentionClass("persistent", 30 * _DAY, _YEAR),
     "archive": RetentionClass("archive", _YEAR, _YEAR),
 }
+
+
+def class_of(kv_retention_seconds: int) -> RetentionName:
+    """The strongest class that promises no more than so long; ephemeral for anything shorter."""
+    name: RetentionName = "ephemeral"
+    for terms in CLASSES.values():
+        if terms.kv_retention_seconds <= kv_retention_seconds:
+            name = terms.name
+    return name

@@ -33,6 +33,11 @@ class Secrets:
         """The hex HMAC that seeds a tenant's page keys. Callers never choose or see it."""
         return hmac.new(self.salt_secret, tenant_id.encode(), hashlib.sha256).hexdigest()
 
+    def tenant_tag(self, tenant_id: TenantId) -> bytes:
+        """16 bytes that tell node agents pages of one tenant from another's, and nothing else."""
+        message = b"agentmem tenant tag\x00" + tenant_id.encode()
+        return hmac.new(self.root_key, message, hashlib.sha256).digest()[:16]
+
     def key_hash(self, api_key: str) -> bytes:
         """32 bytes to store instead of an API key."""
         return hmac.new(self.pepper, api_key.encode(), hashlib.sha256).digest()

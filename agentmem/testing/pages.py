@@ -8,10 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from agentmem.core import Fingerprint, PageHash, PageKey, Tier
+from agentmem.core import ClaimTerms, Fingerprint, PageHash, PageKey, Tier
 from agentmem.errors import NodeUnavailable
 from agentmem.pages.keys import keys_of_hashes
-from agentmem.sessions.ports import Freed, NodeStats, PageResidency
+from agentmem.sessions.ports import Admitted, Freed, NodeStats, PageResidency
 
 _POLL_SECONDS = 0.005
 
@@ -39,6 +39,8 @@ class InMemoryPages:
         self.degraded: dict[str, str] = {}
         self.drop = 0
         self.claims: dict[str, set[PageKey]] = {}
+        self.terms: dict[str, ClaimTerms] = {}
+        self.promise_room: int | None = None
         self._claimants: Counter[PageKey] = Counter()
         self.unclaimed: list[tuple[str, list[PageKey]]] = []
         self.pages: dict[PageKey, float] = {}
@@ -65,7 +67,14 @@ class InMemoryPages:
             count += 1
         return count
 
-    async def claim(self, claim_id: str, keys: Sequence[PageKey], expires_at: float) -> None:
+    async def claim(
+        self,
+        claim_id: str,
+        keys: Sequence[PageKey],
+        expires_at: float,
+        *,
+        terms: ClaimTerms | None = None,
+    ) -> Admitted:
         """See `Pages.claim`; claims here never expire by themselves."""
         self._check()
         assert expires_at > 0, "seconds since the epoch"
@@ -75,6 +84,9 @@ class InMemoryPages:
         for key in keys:
             if self.pages.get(key) == math.inf:
                 self.pages[key] = self._due(key)
+        self.terms[claim_id] = terms or ClaimTerms()
+        promised = len(keys) if self.promise_room is None else min(len(keys), self.promise_room)
+        return Admitted(promised, "" if promised == len(keys) else "capacity")
 
     async def unclaim(self, claim_id: str, keys: Sequence[PageKey]) -> Freed:
         """See `Pages.unclaim`."""

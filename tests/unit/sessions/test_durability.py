@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from agentmem.catalog import Catalog, migrate
 from agentmem.catalog.records import Session, Turn
-from agentmem.core import PageHash, SessionId, TenantId
+from agentmem.core import ClaimTerms, PageHash, SessionId, TenantId
 from agentmem.pages.keys import keys_of_hashes
 from agentmem.sessions import durability
 from agentmem.sessions.durability import DurabilityTracker, Watched
@@ -80,6 +81,17 @@ async def test_claims_and_records(bench: Bench) -> None:
     bench.tracker.watch(bench.item())
     await bench.done()
     assert bench.pages.claims[bench.session.id] == set(bench.keys)
+    assert await bench.position() == 12
+
+
+async def test_what_is_not_promised_is_counted_and_kept_all_the_same(bench: Bench) -> None:
+    bench.pages.offer(HASHES)
+    bench.pages.promise_room = 1
+    terms = ClaimTerms(b"t" * 16, "persistent")
+    bench.tracker.watch(dataclasses.replace(bench.item(), terms=terms))
+    await bench.done()
+    assert bench.pages.terms[bench.session.id] == terms
+    assert bench.metrics.pages_unpromised.labels("capacity")._value.get() == 2
     assert await bench.position() == 12
 
 

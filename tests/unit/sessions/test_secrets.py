@@ -62,3 +62,11 @@ def test_derived_values(tmp_path: Path) -> None:
     assert secrets.key_hash("a") != secrets.key_hash("b")
     shown = repr(secrets)
     assert shown == "Secrets()"
+
+
+def test_tags_tell_tenants_apart_and_follow_from_the_root_key(tmp_path: Path) -> None:
+    here, there = load_secrets(tmp_path / "a"), load_secrets(tmp_path / "b")
+    tags = [s.tenant_tag(TenantId(t)) for s in (here, there) for t in ("ten_1", "ten_2")]
+    assert len(set(tags)) == 4
+    assert {len(tag) for tag in tags} == {16}
+    assert load_secrets(tmp_path / "a").tenant_tag(TenantId("ten_1")) == tags[0]
