@@ -73,6 +73,17 @@ class Metrics:
         self.pages_remade = self._counter(
             "pages_remade", "Pages made again, since the engine held them and no tier did."
         )
+        self.pages_expected = self._counter(
+            "pages_expected",
+            "Pages that the logs of turns should have below the GPU.",
+        )
+        self.pages_received = self._counter(
+            "pages_received", "Of these, pages that the node agent had soon after the turn."
+        )
+        self.pages_missing = self._counter(
+            "pages_missing",
+            "Of these, pages that it did not get; they are made again.",
+        )
         self.leases_lost = self._counter("leases_lost", "Turns fenced off by a newer lease.")
         self.durability_given_up = self._counter(
             "durability_given_up", "Logs whose pages did not become durable in time."

@@ -98,6 +98,7 @@ class UsageObject(BaseModel):
     `recomputed_tokens`: tokens of the log before the turn that had KV and were computed again.
     `seconds_saved`: what computing the whole prompt would have taken longer, by the speed that
     this worker was seen to have; null while none was seen.
+    `pages`: there only where pages of the log did not reach the node agent soon after the turn.
     """
 
     prompt_tokens: int
@@ -112,6 +113,14 @@ class UsageObject(BaseModel):
     retention: RetentionName | None
     expires_at: int | None
     kv_expires_at: int | None
+    pages: PagesObject | None = Field(default=None)
+
+
+class PagesObject(BaseModel):
+    """Pages that the log should have had below the GPU, and those that it had."""
+
+    expected: int
+    received: int
 
 
 class FunctionCallObject(BaseModel):

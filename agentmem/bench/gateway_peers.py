@@ -22,7 +22,7 @@ from agentmem.core import PageHash, PageKey, Tier
 from agentmem.engine.base import GenerateRequest, Sampling
 from agentmem.engine.fake import FakeEngine
 from agentmem.lifeline import die_with_parent
-from agentmem.sessions.ports import Freed, PageResidency
+from agentmem.sessions.ports import Freed, NodeStats, PageResidency
 from agentmem.telemetry import configure_logging
 from agentmem.testing.fake_worker import FakeWorker
 from agentmem.testing.models import FIRST_WORD_ID, write_tokenizer
@@ -59,8 +59,9 @@ class ForgetfulPages:
         """See `Pages.loads`."""
         return {}
 
-    async def ping(self) -> None:
-        """See `Pages.ping`."""
+    async def stats(self) -> NodeStats:
+        """See `Pages.stats`."""
+        return NodeStats({}, {}, {})
 
     async def aclose(self) -> None:
         """See `Pages.aclose`."""

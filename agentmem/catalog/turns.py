@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Row, bindparam, delete, func, insert, select
+from sqlalchemy import CTE, ColumnElement, Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
@@ -92,6 +92,18 @@ class Turns:
         if row is None:
             raise NotFound("turn", turn_id)
         return _turn(row)
+
+    async def note_pages(
+        self, tenant_id: TenantId, turn_id: TurnId, *, expected: int, received: int
+    ) -> None:
+        """Adds to a turn's usage how many of its log's pages reached the node agent. A turn that
+        is gone is let pass."""
+        table = tables.turns
+        found = (table.c.id == turn_id, table.c.tenant_id == tenant_id)
+        row = (await self._connection.execute(select(table.c.usage).where(*found))).first()
+        if row is not None:
+            usage = {**row.usage, "pages": {"expected": expected, "received": received}}
+            await self._connection.execute(update(table).where(*found).values(usage=usage))
 
     async def exists(self, tenant_id: TenantId, turn_id: TurnId) -> bool:
         """Whether a turn is there."""

@@ -110,6 +110,10 @@ class Router:
         finally:
             self._running[worker.id] -= 1
 
+    def running(self, worker: Worker) -> int:
+        """Requests of this gateway that run on the worker now."""
+        return self._running.get(worker.id, 0)
+
     async def _assign(self, worker: Worker) -> Assignment:
         known = self._assignments.get(worker.id)
         if known is not None and (known.worker.generation, known.worker.url) == (

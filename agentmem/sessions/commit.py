@@ -17,6 +17,7 @@ from agentmem.errors import LeaseLost
 from agentmem.sessions.bases import Bases, branched
 from agentmem.sessions.context import Context, session_fingerprint
 from agentmem.sessions.durability import DurabilityTracker, Watched
+from agentmem.sessions.keeping import Expected, Keeping
 from agentmem.sessions.leases import LeaseKeeper
 from agentmem.sessions.log import extended_log
 from agentmem.sessions.messages import extend_hash
@@ -49,12 +50,15 @@ class TurnCommitter:
         tracker: DurabilityTracker,
         bases: Bases,
         speed: PrefillSpeed,
+        *,
+        keeping: Keeping,
     ) -> None:
         self._context = context
         self._leases = leases
         self._tracker = tracker
         self._bases = bases
         self._speed = speed
+        self._keeping = keeping
 
     async def commit(self, prepared: PreparedTurn, reply: Reply, watch: LoadWatch) -> Turn:
         """Appends the turn to the log and frees the lease. Raises LeaseLost when fenced off."""
@@ -185,6 +189,8 @@ class TurnCommitter:
 
     def _watch(self, prepared: PreparedTurn, done: _Outcome, keys: list[PageKey]) -> None:
         page_tokens = prepared.worker.page_tokens
+        session = done.session
+        self._keeping.expect(Expected(session.tenant_id, session.id, done.turn.id, keys))
         self._tracker.watch(
             Watched(
                 done.session.tenant_id,

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import cast
 
-from agentmem.catalog.ids import new_id
 from agentmem.catalog.records import Session, Worker
 from agentmem.core import PageKey, SessionId, TenantId, TierTokens, durable_pages
-from agentmem.engine.base import CachedTokens, GenerateChunk, GenerateRequest, Sampling
-from agentmem.errors import AgentmemError, EngineFailed, MissingPages, NodeUnavailable, NotDurable
+from agentmem.engine.base import CachedTokens
+from agentmem.errors import EngineFailed, MissingPages, NodeUnavailable, NotDurable
 from agentmem.router.registry import Assignment
 from agentmem.sessions.context import Context, session_fingerprint
 from agentmem.sessions.durability import DurabilityTracker, Watched
 from agentmem.sessions.leases import LeaseKeeper
-from agentmem.sessions.remaking import remake_pages
+from agentmem.sessions.remaking import remake_absent, send_prompt
 from agentmem.sessions.usage import LoadWatch, recomputed_tokens
 from agentmem.sessions.warmth import tokens_to_load
 from agentmem.telemetry import get_logger
@@ -225,67 +223,20 @@ class Hibernation:
                     deadline_seconds=self._context.limits.hibernate_seconds_max,
                 )
             if not remade:
-                remade = await self._remake(session, ids, keys, deadline)
-
-    async def _remake(
-        self, session: Session, ids: array[int], keys: Sequence[PageKey], deadline: float
-    ) -> bool:
-        """Makes pages again that are in no tier; False when there was nothing to be made.
-
-        What goes wrong is not raised: the caller's wait finds out what is still missing.
-        """
-        try:
-            resident = await self._context.pages.residency(keys)
-            absent = [index for index, entry in enumerate(resident) if not entry.tiers]
-            if not absent:
-                return False
-            _log.info("pages are made again", session_id=session.id, pages=len(absent))
-            self._context.metrics.pages_remade.inc(len(absent))
-            worker = await self._context.router.choose(session.model, session.worker_id)
-            if worker.fingerprint != session_fingerprint(session):
-                return True
-            async with (
-                asyncio.timeout(max(0.0, deadline - time.perf_counter())),
-                self._context.router.running_on(worker) as assignment,
-                assignment.gate.hold(len(ids)),
-            ):
-                await remake_pages(
-                    assignment.engine,
-                    self._context.pages,
-                    worker,
-                    token_ids=ids,
-                    keys=keys,
-                    absent=absent,
-                )
-        except (AgentmemError, TimeoutError) as error:
-            _log.warning("pages not made again", session_id=session.id, error=repr(error))
-        return True
+                left = deadline - time.perf_counter()
+                remade = await remake_absent(self._context, session, ids, keys, seconds_max=left)
 
     async def send_log(self, session: Session, worker: Worker, ids: array[int]) -> CachedTokens:
         """Has the engine load or compute the whole log; returns what it found where."""
-        request = GenerateRequest(
-            request_id=new_id("warm"),
-            token_ids=ids.tolist(),
-            sampling=Sampling(max_tokens=0),
-            salt=self._context.secrets.tenant_salt(session.tenant_id),
-            session_id=session.id,
-        )
-        cached: CachedTokens | None = None
-        reason: str | None = None
+        salt = self._context.secrets.tenant_salt(session.tenant_id)
         async with self._context.router.running_on(worker) as assignment, AsyncExitStack() as gate:
             await assignment.engine.open_session(session.id)
             load = tokens_to_load(session, assignment, len(ids))
             await gate.enter_async_context(assignment.gate.hold(load))
-            stream = cast(
-                "AsyncGenerator[GenerateChunk, None]", assignment.engine.generate(request)
-            )
-            async with aclosing(stream):
-                async for chunk in stream:
-                    cached, reason = chunk.cached or cached, chunk.finish_reason or reason
-            if reason not in ("stop", "length"):
-                raise EngineFailed(f"The worker did not finish the log ({reason or 'no reason'}).")
+            engine = assignment.engine
+            cached = await send_prompt(engine, ids.tolist(), salt=salt, session_id=session.id)
             assignment.warm.touch(session.id, len(ids))
-        return cached or CachedTokens()
+        return cached
 
     async def _let_go(self, session: Session) -> None:
         """Dereferences the session in HBM, where the worker that held it still runs."""

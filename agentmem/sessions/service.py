@@ -19,6 +19,7 @@ from agentmem.sessions.creation import Creation
 from agentmem.sessions.deletion import Deletion
 from agentmem.sessions.durability import DurabilityTracker
 from agentmem.sessions.hibernation import Hibernated, Hibernation, Resumed
+from agentmem.sessions.keeping import Keeping
 from agentmem.sessions.lapse import Lapse
 from agentmem.sessions.leases import LeaseKeeper
 from agentmem.sessions.limits import Limits
@@ -54,7 +55,8 @@ class SessionsService:
             give_up_seconds=limits.hibernate_seconds_max,
         )
         self._unclaimer = Unclaimer(context.catalog, context.pages, context.metrics)
-        self._turns = TurnRunner(context, self._leases, self._tracker)
+        self._keeping = Keeping(context)
+        self._turns = TurnRunner(context, self._leases, self._tracker, self._keeping)
         self._hibernation = Hibernation(context, self._leases, self._tracker)
         self._models = Models(context)
         self._deletion = Deletion(context, self._leases, self._tracker, self._unclaimer)
@@ -97,7 +99,7 @@ class SessionsService:
         await self._leases.free_dead()
         loops = [
             asyncio.create_task(loop.run())
-            for loop in (self._leases, self._tracker, self._unclaimer, self._lapse)
+            for loop in (self._leases, self._tracker, self._unclaimer, self._lapse, self._keeping)
         ]
         try:
             yield

@@ -30,6 +30,7 @@ from agentmem.sessions.commit import TurnCommitter
 from agentmem.sessions.context import Context
 from agentmem.sessions.durability import DurabilityTracker
 from agentmem.sessions.generation import Generator
+from agentmem.sessions.keeping import Keeping
 from agentmem.sessions.leases import LeaseKeeper
 from agentmem.sessions.preparation import Preparation, PreparedTurn, TurnCall
 from agentmem.sessions.requests import (
@@ -58,7 +59,13 @@ _log = get_logger("agentmem.sessions.turns")
 class TurnRunner:
     """Begins turns and sees them through; at most one per named session, by its lease."""
 
-    def __init__(self, context: Context, leases: LeaseKeeper, tracker: DurabilityTracker) -> None:
+    def __init__(
+        self,
+        context: Context,
+        leases: LeaseKeeper,
+        tracker: DurabilityTracker,
+        keeping: Keeping,
+    ) -> None:
         self._context = context
         self._leases = leases
         self._retries = Retries(context.catalog)
@@ -67,7 +74,9 @@ class TurnRunner:
         self.preparation = Preparation(context, self.bases)
         speed = PrefillSpeed()
         self._generator = Generator(context)
-        self._committer = TurnCommitter(context, leases, tracker, self.bases, speed)
+        self._committer = TurnCommitter(
+            context, leases, tracker, self.bases, speed, keeping=keeping
+        )
         self._named: dict[SessionId, TurnRun] = {}
         self._responses: dict[tuple[TenantId, str], TurnRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
