@@ -13,6 +13,7 @@ import lmdb
 from agentmem.core import FINGERPRINT_DIGEST_BYTES, ClaimTerms, PageKey
 from agentmem.node.ownership import Ownership
 from agentmem.node.promise_messages import TenantUse
+from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.record import record_bytes
 from agentmem.store.claims import Holder
 from agentmem.store.disk import DiskTier
@@ -43,6 +44,7 @@ class Promises:
         disk: DiskTier,
         ownership: Ownership,
         *,
+        write_behind: WriteBehind | None = None,
         tenant_quota_bytes: int = 0,
     ) -> None:
         self.counters: Counter[str] = Counter()
@@ -56,6 +58,8 @@ class Promises:
         self._lost: list[tuple[Why, list[PageKey]]] = []
         self._lost_some = asyncio.Event()
         ownership.on_lost = self.note_lost
+        if write_behind is not None:
+            write_behind.on_lost = self.note_lost
 
     async def open(self) -> None:
         """Reads what is promised. Raises lmdb.Error."""

@@ -69,22 +69,26 @@ class Retention:
         Those in dram become durable from now on. Returns how many are promised.
         """
         terms = terms or ClaimTerms()
+        admission = Admission(len(keys))
         try:
-            return await self._promises.claim(claim_id.encode(), keys, expires_at, terms)
+            admission = await self._promises.claim(claim_id.encode(), keys, expires_at, terms)
+            return admission
         finally:
             # Also when the caller went away: the index may have the claim by then.
-            self._note_owner(keys, terms)
+            self._note_owner(keys, terms, admission.pages)
             self._write_behind.note_claimed(keys)
 
-    def _note_owner(self, keys: Sequence[PageKey], terms: ClaimTerms) -> None:
+    def _note_owner(self, keys: Sequence[PageKey], terms: ClaimTerms, promised: int) -> None:
         """A claim is a use of its pages, and tells what eviction weighs them by."""
         tenant = terms.tenant.ljust(TENANT_BYTES, b"\x00")
         parent: PageKey | None = None
         copies = []
-        for position, key in enumerate(keys, terms.start):
+        for count, key in enumerate(keys):
             copy = self._dram.get(key)
             if copy is not None:
-                self._dram.own(copy, PageOwner(tenant, terms.retention, position, parent))
+                position = terms.start + count
+                owner = PageOwner(tenant, terms.retention, position, parent, count < promised)
+                self._dram.own(copy, owner)
                 copies.append(copy)
             parent = key
         self._dram.touch(copies)

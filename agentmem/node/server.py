@@ -89,7 +89,11 @@ class NodeAgent:
         self._write_behind = WriteBehind(self._dram, self._disk, waiters, self._executor)
         ownership = Ownership(self._dram, self._disk, self._write_behind, waiters)
         promises = Promises(
-            self._dram, self._disk, ownership, tenant_quota_bytes=self._tenant_promised_bytes
+            self._dram,
+            self._disk,
+            ownership,
+            write_behind=self._write_behind,
+            tenant_quota_bytes=self._tenant_promised_bytes,
         )
         await promises.open()
         self._retention = Retention(

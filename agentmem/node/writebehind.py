@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -22,10 +22,13 @@ from agentmem.native.datapath import load_batch
 from agentmem.native.jobs import LoadJob, Outcome
 from agentmem.node.durability import DurabilityWaiters
 from agentmem.node.movements import MovementLog
-from agentmem.store.claims import Claim
+from agentmem.node.writequeue import WriteQueue
+from agentmem.store.claims import RETENTIONS, Claim
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramCopy, DramTier
+from agentmem.store.losses import Why
 from agentmem.store.packwriter import Record
+from agentmem.store.policy import write_rank
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ BATCH_PAGES_MAX = 1024
 BATCHES_MAX = 2
 _BACKOFF_SECONDS_MIN = 0.2
 _BACKOFF_SECONDS_MAX = 5.0
+_URGENT = -1  # before every rank of `write_rank`
 
 
 class _Waiting(NamedTuple):
@@ -58,14 +62,14 @@ class WriteBehind:
         self.failing: str | None = None
         self.counters: Counter[str] = Counter()
         self.movements = MovementLog()
+        # Told of pages whose bytes were found to be wrong before they could be written.
+        self.on_lost: Callable[[Sequence[PageKey], Why], None] = lambda keys, why: None
         self.last_lag_ms = 0
         self._dram = dram
         self._disk = disk
         self._waiters = waiters
         self._executor = executor
-        # Since when, as in _Waiting.
-        self._urgent: OrderedDict[PageKey, int] = OrderedDict()
-        self._normal: OrderedDict[PageKey, int] = OrderedDict()
+        self._queue = WriteQueue()
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -77,7 +81,7 @@ class WriteBehind:
     @property
     def queued_pages(self) -> int:
         """Pages that wait to be written, those being written not included."""
-        return len(self._urgent) + len(self._normal)
+        return len(self._queue)
 
     @property
     def idle(self) -> bool:
@@ -86,31 +90,34 @@ class WriteBehind:
 
     def pending(self, key: PageKey) -> bool:
         """Whether the page waits to be written. A copy that is being written is held instead."""
-        return key in self._urgent or key in self._normal
+        return key in self._queue
 
     def oldest_age_ms(self) -> int:
         """For how long the first page in the queue has waited; 0 with an empty queue."""
-        firsts = [next(iter(queue.values())) for queue in (self._urgent, self._normal) if queue]
-        return max(0, time.time_ns() - min(firsts)) // 1_000_000 if firsts else 0
+        oldest_ns = self._queue.oldest_ns()
+        return 0 if oldest_ns is None else max(0, time.time_ns() - oldest_ns) // 1_000_000
 
     def enqueue(self, copies: Iterable[DramCopy]) -> None:
         """These pages are new in dram: the claimed ones will be written."""
         for copy in copies:
-            self._add(copy.key, copy.sequence)
+            self._add(copy, copy.sequence)
 
     def note_claimed(self, keys: Iterable[PageKey]) -> None:
         """A claim names these: those in dram that are not durable will be written."""
         now = time.time_ns()
         for key in keys:
-            waits = self._dram.get(key) is not None and key not in self._disk
-            if waits and key not in self._writing and not self.pending(key):
-                self._add(key, now)
+            copy = self._dram.get(key)
+            if copy is None or key in self._disk or key in self._writing:
+                continue
+            if key in self._queue:
+                self._queue.move(key, self._rank(copy))
+            else:
+                self._add(copy, now)
 
     def urge(self, keys: Iterable[PageKey]) -> None:
         """Someone waits for these: they go before all others."""
         for key in keys:
-            if key in self._normal:
-                self._urgent[key] = self._normal.pop(key)
+            self._queue.move(key, _URGENT)
 
     async def run(self) -> None:
         """Writes until cancelled; a disk tier that refuses is asked again, ever more rarely.
@@ -157,9 +164,13 @@ class WriteBehind:
         if self._batches:
             await asyncio.wait(set(self._batches))
 
-    def _add(self, key: PageKey, since_ns: int) -> None:
-        queue = self._urgent if self._waiters.awaited(key) else self._normal
-        queue[key] = since_ns
+    def _rank(self, copy: DramCopy) -> int:
+        if self._waiters.awaited(copy.key):
+            return _URGENT
+        return write_rank(copy.owner.retention, RETENTIONS, promised=copy.owner.promised)
+
+    def _add(self, copy: DramCopy, since_ns: int) -> None:
+        self._queue.put(copy.key, since_ns, self._rank(copy))
         self._idle.clear()
         self._wanted.set()
 
@@ -167,17 +178,16 @@ class WriteBehind:
         """The next pages, held; `_write` ends the holds."""
         batch: list[_Waiting] = []
         size_bytes = 0
-        for queue in (self._urgent, self._normal):
-            while queue and size_bytes < BATCH_BYTES_MAX and len(batch) < BATCH_PAGES_MAX:
-                key, since_ns = queue.popitem(last=False)
-                copy = self._dram.get(key)
-                if copy is None or key in self._disk:
-                    continue
-                # Held from here on: the read hold keeps the slot's bytes where they are, and the
-                # page is no longer pending, which kept it from eviction.
-                self._dram.hold(copy)
-                batch.append(_Waiting(copy, since_ns))
-                size_bytes += copy.payload_bytes
+        while self._queue and size_bytes < BATCH_BYTES_MAX and len(batch) < BATCH_PAGES_MAX:
+            key, since_ns = self._queue.pop()
+            copy = self._dram.get(key)
+            if copy is None or key in self._disk:
+                continue
+            # Held from here on: the read hold keeps the slot's bytes where they are, and the page
+            # is no longer pending, which kept it from eviction.
+            self._dram.hold(copy)
+            batch.append(_Waiting(copy, since_ns))
+            size_bytes += copy.payload_bytes
         return batch
 
     async def _write(self, batch: Sequence[_Waiting]) -> None:
@@ -227,6 +237,7 @@ class WriteBehind:
             for copy in await loop.run_in_executor(self._executor, _find_corrupt, copies):
                 self.counters["quarantined_dram_pages"] += 1
                 self._dram.remove(copy)
+                self.on_lost([copy.key], "quarantined")
         return [page for page in batch if not page.copy.gone]
 
     def _note_durable(self, pages: Iterable[_Waiting], rejected: set[PageKey]) -> None:
@@ -251,9 +262,7 @@ class WriteBehind:
         self.counters[f"stalled_{error.reason}"] += 1
         for copy, since_ns in reversed(pages):
             if not copy.gone:
-                queue = self._urgent if self._waiters.awaited(copy.key) else self._normal
-                queue[copy.key] = since_ns
-                queue.move_to_end(copy.key, last=False)
+                self._queue.put(copy.key, since_ns, self._rank(copy), first=True)
 
 
 def _record(copy: DramCopy, claims: Sequence[Claim]) -> Record:

@@ -34,12 +34,16 @@ class TierUsage(NamedTuple):
 
 
 class PageOwner(NamedTuple):
-    """What a claim told of a page: whose it is, its place in its log, and the page before it."""
+    """What a claim told of a page: whose it is, its place in its log, and the page before it.
+
+    `promised` is True where nothing is known.
+    """
 
     tenant: bytes = bytes(16)
     retention: str = ""
     position: int = 0
     parent: PageKey | None = None
+    promised: bool = True
 
 
 NOBODY = PageOwner()

@@ -280,14 +280,21 @@ def admit(
     return Admission(pages) if room >= pages else Admission(room, reason)
 
 
-def write_order(waiting: Iterable[Waiting], retentions: Sequence[str]) -> list[Waiting]:
-    """Who is written first when pages come faster than the disk takes them.
+def write_rank(retention: str, retentions: Sequence[str], *, promised: bool) -> int:
+    """Who is written first when pages come faster than the disk takes them: lower ranks.
 
-    Promised pages, those of the strongest class first, then the others; the oldest first in each.
-    `retentions` are the classes, weakest first.
+    Promised pages, those of the strongest class first, then the others in the same order.
+    `retentions` are the classes, weakest first; any other name is weaker than all.
     """
-    rank = {name: number for number, name in enumerate(retentions)}
-    return sorted(
-        waiting,
-        key=lambda page: (not page.promised, -rank.get(page.retention, -1), page.since),
-    )
+    known = retentions.index(retention) if retention in retentions else -1
+    weakness = len(retentions) - 1 - known
+    return weakness if promised else len(retentions) + 1 + weakness
+
+
+def write_order(waiting: Iterable[Waiting], retentions: Sequence[str]) -> list[Waiting]:
+    """All of them by `write_rank`, the oldest first in each."""
+
+    def place(page: Waiting) -> tuple[int, float]:
+        return write_rank(page.retention, retentions, promised=page.promised), page.since
+
+    return sorted(waiting, key=place)

@@ -71,6 +71,7 @@ class Node:
             self.dram,
             self.disk,
             self.ownership,
+            write_behind=self.write_behind,
             tenant_quota_bytes=self._quota_pages * RECORD,
         )
         await self.promises.open()

@@ -12,7 +12,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from agentmem.core import PageKey
+from agentmem.core import ClaimTerms, PageKey
 from agentmem.errors import StoreRefused
 from agentmem.node import writebehind
 from agentmem.node.durability import DurabilityWaiters
@@ -310,3 +310,34 @@ async def test_an_index_that_fails_leaves_the_page_waiting(
     await parts.write_claimed(0)
     await until(lambda: parts.write_behind.failing == "index_failed")
     assert await parts.ownership.wait_durable([key_of(0)], 5) == []
+
+
+async def test_of_what_waits_the_strongest_promise_is_written_first(parts: Parts) -> None:
+    await parts.write_claimed(0)
+    await until(lambda: parts.appended)
+    parts.write(1, 2, 3, 4, 5, 6)
+    until_then = time.time() + 60
+    for name, numbers, retention in (
+        ("weak", (1, 2), "ephemeral"),
+        ("strong", (3, 4), "persistent"),
+        ("middle", (5, 6), "standard"),
+    ):
+        keys = [key_of(number) for number in numbers]
+        terms = ClaimTerms(retention=retention)  # type: ignore[arg-type]
+        await parts.retention.claim(name, keys, until_then, terms)
+    parts.gate.set()
+    await until(lambda: parts.write_behind.idle)
+    numbers = {key_of(number): number for number in range(7)}
+    batches = [sorted(numbers[key] for key in batch) for batch in parts.appended]
+    assert batches == [[0], [3, 4], [5, 6], [1, 2]]
+
+
+async def test_a_promised_page_that_is_bad_before_it_is_written_is_a_loss(parts: Parts) -> None:
+    lost: list[PageKey] = []
+    parts.write_behind.on_lost = lambda keys, why: lost.extend(keys)
+    parts.gate.set()
+    parts.write(0)
+    parts.slab.view[parts.slab.offset(0) + HEADER_BYTES] ^= 1
+    await parts.claim(0)
+    await until(lambda: parts.write_behind.idle)
+    assert lost == [key_of(0)]
