@@ -9,7 +9,7 @@ export PYTHON
 endif
 BIN := .venv/bin
 
-.PHONY: help setup runtime demo serve lint check test fuzz clean
+.PHONY: help setup runtime demo serve lint check test fuzz soak clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: setup lint  ## All of that and every test, with clients and the real engin
 
 fuzz: setup  ## 20,000 and more requests made from the OpenAPI document (FUZZ_CASES=, FUZZ_SEED=)
 	@$(BIN)/python -m tests.fuzz.run
+
+soak: setup  ## Faults in full counts: make soak PART=store (SEED=, MINUTES=)
+	@$(BIN)/python -m tests.soak.$(or $(PART),store)
 
 clean:  ## Remove environments and caches (sessions and models in .agentmem stay)
 	rm -rf .venv .venv-clients .venv-openai1 build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

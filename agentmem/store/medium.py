@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import lmdb
 
@@ -34,4 +35,6 @@ def reason_of(error: OSError | lmdb.Error) -> str:
     # LMDB passes an error of the file system on as its words.
     if isinstance(error, lmdb.DiskError) or "No space left" in str(error):
         return "disk_full"
+    if os.strerror(errno.EROFS) in str(error):
+        return "disk_read_only"
     return "index_failed"
