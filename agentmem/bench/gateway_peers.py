@@ -22,7 +22,7 @@ from agentmem.core import PageHash, PageKey, Tier
 from agentmem.engine.base import GenerateRequest, Sampling
 from agentmem.engine.fake import FakeEngine
 from agentmem.lifeline import die_with_parent
-from agentmem.sessions.ports import Freed, NodeStats, PageResidency
+from agentmem.sessions.ports import Freed, LostPage, NodeStats, PageResidency
 from agentmem.telemetry import configure_logging
 from agentmem.testing.fake_worker import FakeWorker
 from agentmem.testing.models import FIRST_WORD_ID, write_tokenizer
@@ -58,6 +58,10 @@ class ForgetfulPages:
     async def loads(self, keys: Sequence[PageKey], since: int) -> dict[Tier, int]:
         """See `Pages.loads`."""
         return {}
+
+    async def lost(self, after: int) -> list[LostPage]:
+        """See `Pages.lost`."""
+        return []
 
     async def stats(self) -> NodeStats:
         """See `Pages.stats`."""

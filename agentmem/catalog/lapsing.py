@@ -5,6 +5,7 @@ Every query walks an index from its oldest entry on and reads no more than `limi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, CursorResult, delete, select, tuple_, update
@@ -39,6 +40,13 @@ class Lapsing:
             query = query.where(table.c.durable_position < pages * table.c.page_tokens)
         query = query.order_by(table.c.updated_at, table.c.id).limit(limit)
         return [Session(**row._mapping) for row in await self._connection.execute(query)]
+
+    async def owners(self, session_ids: Sequence[str]) -> list[tuple[TenantId, SessionId]]:
+        """Which of these are sessions, and whose. At most 500 at once."""
+        table = tables.sessions
+        query = select(table.c.tenant_id, table.c.id).where(table.c.id.in_(session_ids))
+        rows = await self._connection.execute(query)
+        return [(TenantId(row.tenant_id), SessionId(row.id)) for row in rows]
 
     async def expired(self, now_us: int, *, limit: int) -> list[tuple[TenantId, SessionId]]:
         """Sessions whose log's term is over, longest over first."""

@@ -2,7 +2,8 @@
 
 SGLang offers a page once, and drops it without a word when its host pool is full. So a moment
 after each turn the node agent is asked which of the log's floor((L-1)/page) pages it has. What does
-not come is made again, one session at a time, while its worker has nothing else to do.
+not come is made again, one session at a time, while its worker has nothing else to do; so is what
+the agent had to drop later, though it was claimed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _BATCH = 200
 _GIVE_UP_SECONDS = 120.0
 _REMAKE_SECONDS_MAX = 120.0
 _BUSY_POLL_SECONDS = 0.05
+_OWNERS_MAX = 500
 
 
 @dataclass(slots=True)
@@ -51,7 +53,8 @@ class Keeping:
     """See the module's docstring.
 
     `first_seconds` after a turn its pages are looked for, `again_seconds` later those that had not
-    come yet, twice; `pause_seconds` lie between two sessions whose pages are made again.
+    come yet, twice; `pause_seconds` lie between two sessions whose pages are made again. Each
+    `lost_seconds` the agent is asked what it lost.
     """
 
     def __init__(
@@ -61,11 +64,14 @@ class Keeping:
         first_seconds: float = 1.0,
         again_seconds: float = 4.0,
         pause_seconds: float = 5.0,
+        lost_seconds: float = 30.0,
     ) -> None:
         self._context = context
         self.first_seconds = first_seconds
         self.again_seconds = again_seconds
         self.pause_seconds = pause_seconds
+        self.lost_seconds = lost_seconds
+        self._lost_number = 0
         self._expected: OrderedDict[TurnId, Expected] = OrderedDict()
         # In the order in which they are made again; with attempts so far.
         self._missed: OrderedDict[SessionId, TenantId] = OrderedDict()
@@ -94,6 +100,7 @@ class Keeping:
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._look_around())
             loops.create_task(self._make_around())
+            loops.create_task(self._ask_around())
 
     async def _look_around(self) -> None:
         while True:
@@ -143,10 +150,32 @@ class Keeping:
             expected=expected,
             missing=missing,
         )
-        self._missed[item.session_id] = item.tenant_id
+        self._miss(item.tenant_id, item.session_id)
+
+    def _miss(self, tenant_id: TenantId, session_id: SessionId) -> None:
+        self._missed[session_id] = tenant_id
         self._any_missed.set()
         if len(self._missed) > MISSED_MAX:
             self._missed.popitem(last=False)
+
+    async def _ask_around(self) -> None:
+        while True:
+            try:
+                await self.take_losses()
+            except AgentmemError as error:
+                _log.warning("losses not known", error=error.message)
+            await asyncio.sleep(self.lost_seconds)
+
+    async def take_losses(self) -> None:
+        """Asks the agent what it lost since the last time. Raises AgentmemError."""
+        lost = await self._context.pages.lost(self._lost_number)
+        claims = sorted({page.claim_id for page in lost})
+        for start in range(0, len(claims), _OWNERS_MAX):
+            async with self._context.catalog.reading() as tx:
+                owners = await tx.lapsing.owners(claims[start : start + _OWNERS_MAX])
+            for tenant_id, session_id in owners:
+                self._miss(tenant_id, session_id)
+        self._lost_number = max((page.number for page in lost), default=self._lost_number)
 
     async def _note(self, item: Expected, expected: int, received: int) -> bool:
         """Writes it down with the turn. False when the log ends with that turn no more: it was

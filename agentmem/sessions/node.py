@@ -12,7 +12,7 @@ from agentmem.core import ClaimTerms, PageKey, Tier
 from agentmem.errors import InvalidRequest, NodeUnavailable, NotFound, StoreRefused
 from agentmem.node.address import Address
 from agentmem.node.client import NodeClient
-from agentmem.sessions.ports import Admitted, Freed, NodeStats, PageResidency
+from agentmem.sessions.ports import Admitted, Freed, LostPage, NodeStats, PageResidency
 
 T = TypeVar("T")
 
@@ -85,6 +85,11 @@ class NodePages:
             if tier is not None:
                 counts[tier] = counts.get(tier, 0) + 1
         return counts
+
+    async def lost(self, after: int) -> list[LostPage]:
+        """See `ports.Pages`."""
+        losses = await self._call(lambda: self._client.dropped(after))
+        return [LostPage(loss.seq, loss.claim_id) for loss in losses]
 
     async def stats(self) -> NodeStats:
         """See `ports.Pages`."""

@@ -46,6 +46,14 @@ class NodeStats:
     degraded: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class LostPage:
+    """A page that the agent had to drop though it was claimed: its number among all such."""
+
+    number: int
+    claim_id: str
+
+
 class Pages(Protocol):
     """A node agent. Every method raises `errors.NodeUnavailable` when it does not answer."""
 
@@ -86,6 +94,10 @@ class Pages(Protocol):
 
     async def loads(self, keys: Sequence[PageKey], since: int) -> dict[Tier, int]:
         """Pages among `keys` given to an engine after position `since`, by source tier."""
+        ...
+
+    async def lost(self, after: int) -> list[LostPage]:
+        """Claimed pages that are gone before their time, numbered above `after`; some of them."""
         ...
 
     async def stats(self) -> NodeStats:

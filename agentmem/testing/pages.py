@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from agentmem.core import ClaimTerms, Fingerprint, PageHash, PageKey, Tier
 from agentmem.errors import NodeUnavailable
 from agentmem.pages.keys import keys_of_hashes
-from agentmem.sessions.ports import Admitted, Freed, NodeStats, PageResidency
+from agentmem.sessions.ports import Admitted, Freed, LostPage, NodeStats, PageResidency
 
 _POLL_SECONDS = 0.005
 
@@ -37,6 +37,7 @@ class InMemoryPages:
         self.durable_delay_seconds = durable_delay_seconds
         self.down = False
         self.degraded: dict[str, str] = {}
+        self.losses: list[LostPage] = []
         self.drop = 0
         self.claims: dict[str, set[PageKey]] = {}
         self.terms: dict[str, ClaimTerms] = {}
@@ -142,6 +143,11 @@ class InMemoryPages:
             if key in wanted:
                 counts[tier] = counts.get(tier, 0) + 1
         return counts
+
+    async def lost(self, after: int) -> list[LostPage]:
+        """See `Pages.lost`."""
+        self._check()
+        return [page for page in self.losses if page.number > after]
 
     async def stats(self) -> NodeStats:
         """See `Pages.stats`."""

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from agentmem.sessions.keeping import Keeping
+from agentmem.sessions.ports import LostPage
 from agentmem.testing.gateway import Client, RunningGateway
 
 from .conftest import PAGE_TOKENS, until
@@ -130,3 +131,21 @@ async def test_what_cannot_be_made_is_given_up(
     gateway.engine.dead = True
     await until(lambda: not keeping.waiting, seconds=10)
     gateway.engine.dead = False
+
+
+async def test_what_the_agent_had_to_drop_is_made_again(
+    gateway: RunningGateway, client: Client, keeping: Keeping
+) -> None:
+    session = await client.create()
+    await client.turn(session, "hello " * 60)
+    await until(lambda: not keeping.waiting)
+    claimed = gateway.pages.claims[session]
+    for key in list(claimed)[:2]:
+        del gateway.pages.pages[key]
+    gateway.pages.losses += [LostPage(1, session), LostPage(2, "no session")]
+    await keeping.take_losses()
+    assert keeping.waiting == 1
+    await until(lambda: not keeping.waiting)
+    assert claimed <= set(gateway.pages.pages)
+    await keeping.take_losses()
+    assert keeping.waiting == 0, "each loss is heard of once"

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from agentmem.node.calls import COUNTERS
+from agentmem.sessions.node import NodePages
 from tests.integration.node.conftest import Agent, eventually, keys_of, store
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
@@ -30,3 +31,12 @@ def test_a_disk_that_takes_nothing_is_degraded_until_it_takes_pages(agent: Agent
     agent.packs.with_name("away").rename(agent.packs)
     assert client.wait_durable(keys_of(range(10)), 20) == []
     assert client.state().degraded == {}
+
+
+async def test_the_gateways_port_speaks_to_a_real_agent(agent: Agent) -> None:
+    pages = NodePages(agent.socket)
+    try:
+        assert await pages.lost(0) == []
+        assert (await pages.stats()).gauges["dram_pages"] == 0
+    finally:
+        await pages.aclose()
