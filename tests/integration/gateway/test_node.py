@@ -64,7 +64,7 @@ async def keep(pages: Pages) -> None:
 
 async def test_durability_and_residency(under: Under) -> None:
     pages = under.pages
-    await pages.ping()
+    await pages.stats()
     assert await pages.wait_durable(FOUR_KEYS[:3], 0.2) == [0, 1, 2], "nothing claims them"
     assert [entry.durable for entry in await pages.residency(FOUR_KEYS)] == [False] * 4
     await keep(pages)
@@ -107,7 +107,7 @@ async def test_a_page_stays_while_anybody_claims_it(under: Under) -> None:
 
 async def test_an_agent_that_is_gone(agent: Agent) -> None:
     pages = NodePages(agent.socket)
-    await pages.ping()
+    await pages.stats()
     agent.kill()
     calls = (
         lambda: pages.claim("one", FOUR_KEYS, time.time() + 60),
@@ -116,7 +116,7 @@ async def test_an_agent_that_is_gone(agent: Agent) -> None:
         lambda: pages.wait_durable(FOUR_KEYS, 0.1),
         lambda: pages.loads(FOUR_KEYS, 0),
         pages.sequence,
-        pages.ping,
+        pages.stats,
     )
     for call in calls:
         with pytest.raises(NodeUnavailable):
@@ -127,5 +127,5 @@ async def test_an_agent_that_is_gone(agent: Agent) -> None:
         await pages.sequence()
     assert time.monotonic() - begun < 0.05
     agent.start()
-    await pages.ping()
+    await pages.stats()
     await pages.aclose()
