@@ -45,6 +45,15 @@ async def test_the_end_of_a_log_leaves_dram_before_its_beginning(node: Node) -> 
     assert node.ownership.evict(9, [node.slab]) == 4
 
 
+async def test_of_pages_that_nothing_claims_the_beginning_of_a_load_goes_last(node: Node) -> None:
+    node.store(*range(6))
+    assert await node.write_behind.drain(10)
+    hold = node.ownership.hold_prefix(keys_of(range(6)))
+    node.ownership.holds.end(hold.hold_id)
+    assert node.ownership.evict(2, [node.slab]) == 2
+    assert in_dram(node, range(6)) == [0, 1, 2, 3]
+
+
 async def test_what_precedes_a_page_that_is_read_stays(node: Node) -> None:
     await keep(node, "a", *range(6))
     hold = node.ownership.holds.take([c for c in [node.dram.get(key_of(3))] if c is not None])

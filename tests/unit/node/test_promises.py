@@ -135,6 +135,16 @@ async def test_what_is_no_breach(node: Node) -> None:
     assert await node.promises.losses(0, 10, gone=False) == []
 
 
+async def test_a_page_that_was_not_promised_is_no_breach(node: Node) -> None:
+    await keep(node, "a", *range(6))
+    assert (await claim(node, "a2", 6)).pages == 0
+    node.store(6)
+    await node.durable(6)
+    await lose(node, 6)
+    assert node.held([6]) == []
+    assert await node.promises.losses(0, 10, gone=False) == []
+
+
 async def test_a_loss_is_told_once_and_ends_with_its_claim(node: Node) -> None:
     await keep(node, "a", 0, 1)
     for _ in range(2):

@@ -76,6 +76,13 @@ def test_a_promise_ends_where_there_is_no_room_and_goes_on_when_there_is(
     assert table.promised.total() == 5
 
 
+def test_what_was_promised_stays_promised(table: ClaimTable) -> None:
+    table.claim(b"a", keys_of(1, 2), Terms(100, TENANT, start=1), upto(2))
+    assert table.claim(b"a", keys_of(0, 1, 2), Terms(100, TENANT), upto(2)) == 0
+    assert promised(table, 0, 1, 2) == [1, 2]
+    assert table.promised == recount(table)
+
+
 def test_a_page_is_counted_once_and_until_its_last_promise_ends(table: ClaimTable) -> None:
     table.claim(b"a", keys_of(0, 1), Terms(100, TENANT))
     assert table.claim(b"b", keys_of(0, 1, 2), Terms(100, TENANT), upto(2)) == 2
