@@ -168,6 +168,11 @@ class Rig:
             self.expect_right([page], [number])
             if page is None and number in self.durable and number not in may_miss:
                 raise Broken(f"seed {self.seed}: page {number} was durable and is not loaded")
+        # Ending a claim that never was deletes what no other one holds.
+        if unheld := client.unclaim("nobody", keys_of(must)).pages:
+            raise Broken(
+                f"seed {self.seed}: claims on {unheld} pages were acknowledged and are gone"
+            )
         back = [n for n in self.removed if engine.find([hash_of(n)])]
         if back:
             raise Broken(f"seed {self.seed}: deleted pages {back} are back")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.engines import kill_engines_repeatedly
 from tests.faults.scenarios import kill_repeatedly, lose_power_repeatedly
 
 
@@ -17,3 +18,8 @@ def test_nothing_is_lost_to_kills(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_nothing_synced_is_lost_with_the_power(tmp_path: Path, seed: int) -> None:
     assert lose_power_repeatedly(tmp_path, seed, losses=6)["losses"] == 6
+
+
+def test_an_engine_that_is_killed_leaves_whole_pages_only(tmp_path: Path) -> None:
+    totals = kill_engines_repeatedly(tmp_path, 1, kills=5)
+    assert totals["accepted_pages"] > 0

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agentmem.errors import AgentmemError
+from tests.faults.engines import kill_engines_repeatedly
 from tests.faults.media import fail_repeatedly
 from tests.faults.readers import read_while_evicting
 from tests.faults.scenarios import damage_repeatedly, kill_repeatedly, lose_power_repeatedly
@@ -24,6 +25,7 @@ Part = tuple[str, int, Callable[[Path, int], Counter[str]]]
 
 PARTS: tuple[Part, ...] = (
     ("kill -9", 12, lambda path, seed: kill_repeatedly(path, seed, kills=20)),
+    ("kill -9 of engines", 2, lambda path, seed: kill_engines_repeatedly(path, seed, kills=20)),
     ("loss of power", 12, lambda path, seed: lose_power_repeatedly(path, seed, losses=10)),
     ("damage", 10, lambda path, seed: damage_repeatedly(path, seed, damages=150)),
     ("failing media", 4, lambda path, seed: fail_repeatedly(path, seed, rounds=16)),
