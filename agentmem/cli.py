@@ -140,11 +140,20 @@ def key_create(tenant: str, /, *, data_dir: DataDir = None) -> None:
 
 
 @cli.command
-def demo(*, json: bool = False, model: Model = None, keep: bool = False) -> int:
-    """Prove it: hibernate, kill -9 everything, resume bit-exact, fork, corrupt, delete."""
+def demo(
+    *,
+    json: bool = False,
+    model: Model = None,
+    keep: bool = False,
+    tier: Literal["disk", "object"] = "disk",
+) -> int:
+    """Prove it: hibernate, kill -9 everything, resume bit-exact, fork, corrupt, delete.
+
+    --tier object: hibernate into an object store, and lose the disk as well.
+    """
     from agentmem.demo.run import run_demo
 
-    return run_demo(as_json=json, model=_path(model), keep=keep)
+    return run_demo(as_json=json, model=_path(model), keep=keep, tier=tier)
 
 
 @bench.command(name="gateway")

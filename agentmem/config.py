@@ -67,6 +67,16 @@ class Settings(BaseSettings):
     tenant_promised_bytes: int = Field(
         0, ge=0, description="Most of the disk that is promised to one tenant; 0: no such bound."
     )
+    object_url: str = Field(
+        "",
+        description="Object tier: s3://bucket/path, gs://, az://, file:///directory; empty: none.",
+    )
+    object_endpoint: str = Field(
+        "", description="URL of a server that speaks S3's protocol; empty: Amazon's."
+    )
+    object_pack_bytes: int = Field(
+        32 << 20, ge=8 << 20, le=64 << 20, description="Size of one object of the object tier."
+    )
 
     node_url: str = Field(
         "",

@@ -21,6 +21,7 @@ AgentmemError
 ├── StoreRefused            a tier cannot take pages (budget, full or failing medium)
 ├── ModelUnsupported        a model whose KV cannot be kept (SWA, Mamba, MLA, ...)
 └── ConfigurationInvalid    a setting or file that cannot be used
+    └── KeyUnreadable       a data key that this root key does not open
 """
 
 from __future__ import annotations
@@ -193,3 +194,7 @@ class ModelUnsupported(AgentmemError):
 
 class ConfigurationInvalid(AgentmemError):
     """A setting, file or secret cannot be used; the message says which and what would be right."""
+
+
+class KeyUnreadable(ConfigurationInvalid):
+    """A tenant's data key was wrapped with another root key, or is damaged. Nothing was changed."""

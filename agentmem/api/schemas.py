@@ -66,6 +66,12 @@ class SessionCreateBody(Body):
             )
 
 
+class HibernateBody(Body):
+    """Body of POST /v1/sessions/{id}/hibernate. `object`: to the object tier, off the host."""
+
+    tier: Literal["disk", "object"] = "disk"
+
+
 class SessionForkBody(Body):
     """A fork of a session."""
 

@@ -11,13 +11,13 @@ from starlette.responses import Response
 from agentmem.api import objects
 from agentmem.api.auth import current_caller, current_tenant
 from agentmem.api.retries import retry_key
-from agentmem.api.schemas import SessionCreateBody, SessionForkBody, TurnCreateBody
+from agentmem.api.schemas import HibernateBody, SessionCreateBody, SessionForkBody, TurnCreateBody
 from agentmem.api.sse import STREAM_CONTENT
 from agentmem.api.turns import stream_turn
 from agentmem.api.usage import CACHE_HEADER, cache_header
 from agentmem.api.waiting import nobody_there, results_or_disconnect
 from agentmem.catalog.ids import is_id
-from agentmem.core import TenantId
+from agentmem.core import TenantId, Tier
 from agentmem.errors import InvalidRequest
 from agentmem.sessions.requests import Caller, InSession, RetryKey
 from agentmem.sessions.service import SessionsService
@@ -192,8 +192,11 @@ def _add_memory_routes(router: APIRouter, service: SessionsService) -> None:
         response_model=objects.HibernationObject,
         responses=_errors(404, 409, 503),
     )
-    async def hibernate_session(tenant: Tenant, session_id: str) -> Response:
-        done = await service.hibernate(tenant, session_id)
+    async def hibernate_session(
+        tenant: Tenant, session_id: str, body: HibernateBody | None = None
+    ) -> Response:
+        tier = Tier((body or HibernateBody()).tier)
+        done = await service.hibernate(tenant, session_id, tier)
         return JSONResponse(objects.hibernation_object(session_id, done))
 
     @router.post(

@@ -26,7 +26,8 @@ def _claims(result: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     yield control["next_pages_absent_before"], "pages of the next turn were absent before it"
     yield control["output_ids_equal"], "the resumed turn's ids equal the uninterrupted one's"
     yield control["logprob_max_abs_diff"] == 0.0, "log-probabilities equal, difference 0.0"
-    yield resume["cached_tokens"]["disk"] > 0, "the resumed pages came from disk"
+    tier = result["tier"]
+    yield resume["cached_tokens"][tier] > 0, f"the resumed pages came from {tier}"
     allowed = resume["page_tokens"]
     yield (
         resume["recomputed_tokens"] <= allowed,

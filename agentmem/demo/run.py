@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agentmem.config import Settings
 from agentmem.demo import log, steps
@@ -25,10 +25,13 @@ from agentmem.engine.sglang.version import SGLANG_VERSION
 Say = Callable[[str], None]
 
 
-def run_demo(*, as_json: bool, model: str | None, keep: bool) -> int:
+def run_demo(
+    *, as_json: bool, model: str | None, keep: bool, tier: Literal["disk", "object"] = "disk"
+) -> int:
     """Runs the demo in a temporary directory. Returns 0 only if every claim held.
 
-    With `as_json` one JSON object goes to stdout and progress to stderr.
+    With `as_json` one JSON object goes to stdout and progress to stderr. `tier` "object": the
+    session hibernates into an object store (a directory), and everything on the host is lost.
     """
     output = sys.stderr if as_json else sys.stdout
 
@@ -38,9 +41,10 @@ def run_demo(*, as_json: bool, model: str | None, keep: bool) -> int:
     started = time.monotonic()
     path = Path(model) if model else ensure_smollm2(Settings().models_dir, say)
     directory = Path(tempfile.mkdtemp(prefix="agentmem-demo-"))
-    system = System.below(directory, path, say)
+    object_url = f"file://{directory / 'object-store'}" if tier == "object" else ""
+    system = System.below(directory, path, say, object_url=object_url)
     try:
-        result = Demo(system, say).run()
+        result = Demo(system, say, tier).run()
     finally:
         system.stop()
         if keep:
@@ -62,11 +66,12 @@ def run_demo(*, as_json: bool, model: str | None, keep: bool) -> int:
 class Demo:
     """The run, step by step; `run` returns the report."""
 
-    def __init__(self, system: System, say: Say) -> None:
+    def __init__(self, system: System, say: Say, tier: Literal["disk", "object"] = "disk") -> None:
         self._system = system
+        self._tier = tier
         self._say = say
         self._script = steps.write_script()
-        self._result: dict[str, Any] = {}
+        self._result: dict[str, Any] = {"tier": tier}
 
     def run(self) -> dict[str, Any]:
         """All steps in order."""
@@ -112,10 +117,10 @@ class Demo:
         ]
         if not all(equality.ids_equal for equality in before):
             raise AssertionError("two sessions with equal input differ before any interruption")
-        answer = client.post(run.session, "hibernate")
+        answer = client.post(run.session, "hibernate", {"tier": self._tier})
         self._say(
             f"Hibernated: {answer['pages']} pages, {answer['bytes'] / 1e6:.1f} MB durable "
-            f"after {answer['seconds']:.2f} s"
+            f"({self._tier}) after {answer['seconds']:.2f} s"
         )
         self._result["session"] = {
             "tokens": answer["tokens"],
@@ -125,7 +130,10 @@ class Demo:
         }
 
     def _kill(self) -> None:
-        self._result["killed"] = self._system.kill_everything()
+        killed = self._system.kill_everything()
+        if self._tier == "object":
+            killed += self._system.lose_disk()
+        self._result["killed"] = killed
         self._say(f"Killed with SIGKILL, all at once: {', '.join(self._result['killed'])}")
 
     def _warm_up(self) -> None:

@@ -120,6 +120,16 @@ class System:
         self._drop_page_cache()
         return [*parts, "shared memory"]
 
+    def lose_disk(self) -> list[str]:
+        """Deletes all that the node agent keeps on the host but its name: packs, every index, keys.
+
+        Returns the names of what is gone.
+        """
+        lost = [path for path in self.settings.node_dir.iterdir() if path.is_dir()]
+        for path in lost:
+            shutil.rmtree(path)
+        return [f"disk: {path.name}" for path in sorted(lost)]
+
     def _wipe_shared_memory(self) -> None:
         """As a reboot would. The agent does it itself, but only when it is stopped cleanly."""
         node_id = self.settings.node_dir / "id"

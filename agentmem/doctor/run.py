@@ -150,12 +150,7 @@ class _OwnAgent:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        agent = NodeAgent(
-            node_dir=self._settings.node_dir,
-            socket_path=self.socket_path,
-            dram_bytes=self._settings.dram_bytes,
-            disk_bytes=self._settings.disk_bytes,
-        )
+        agent = NodeAgent.of(self._settings, self.socket_path)
         await agent.start()
         try:
             self._recovery = agent.recovery

@@ -19,6 +19,7 @@ from agentmem.errors import ConfigurationInvalid, ProtocolError
 from agentmem.node import protocol as p
 from agentmem.node.messages import Audit, Verify
 from agentmem.node.promise_messages import Losses, TenantUsage
+from agentmem.node.tier_messages import Demote, EraseTenant, Prefetch
 
 TOKEN_CHARACTERS_MIN = 32
 TOKEN_CHARACTERS_MAX = 1024
@@ -36,6 +37,9 @@ REMOTE_CALLS = (
     TenantUsage,
     Losses,
     p.CopyPage,
+    Prefetch,
+    Demote,
+    EraseTenant,
     p.Stats,
     p.Ping,
 )

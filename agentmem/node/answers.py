@@ -1,12 +1,18 @@
-"""What the methods of `client.NodeClient` return."""
+"""What the methods of `client.NodeClient` return, and the checks of what the agent answered."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from agentmem.core import Tier
+from agentmem.errors import (
+    ProtocolError,
+)
 from agentmem.node.movements import Movement
+
+T = TypeVar("T")
 
 
 class Granted(NamedTuple):
@@ -17,19 +23,27 @@ class Granted(NamedTuple):
 
 
 class PageLocation(NamedTuple):
-    """Where a held page's record lies; `offset` is that of its header block."""
+    """Where a held page's record lies; `offset` is that of its header block.
+
+    `secret` opens a sealed record; None for a plain one.
+    """
 
     tier: Tier
     path: str
     offset: int
     payload_bytes: int
+    secret: bytes | None = None
 
 
 class Located(NamedTuple):
-    """Locations of the longest prefix found, valid until `release(hold_id, ...)`."""
+    """Locations of the longest prefix found, valid until `release(hold_id, ...)`.
+
+    `more`: the page after it can be had, for a wait.
+    """
 
     hold_id: int
     pages: list[PageLocation]
+    more: bool
 
 
 class Deleted(NamedTuple):
@@ -75,3 +89,16 @@ class NodeStats(NamedTuple):
     gauges: dict[str, int]
     counters: dict[str, int]
     degraded: dict[str, str]
+
+
+def picked(items: Sequence[T], index: int) -> T:
+    """One of the items. Raises ProtocolError for a number that there is none of."""
+    if not 0 <= index < len(items):
+        raise ProtocolError(f"the agent's reply names number {index} of {len(items)}")
+    return items[index]
+
+
+def check_length(reply: bytes, expected: int) -> None:
+    """Raises ProtocolError unless there is one answer for each key."""
+    if len(reply) != expected:
+        raise ProtocolError(f"the agent answered for {len(reply)} of {expected} keys")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from agentmem.core import ClaimTerms, Tier
+from agentmem.core import ClaimTerms, PageKey, Tier
 from agentmem.errors import InvalidRequest, NotFound, ProtocolError
 from agentmem.node import protocol as p
+from agentmem.node.counters import COUNTERS
 from agentmem.node.messages import Audit, Verify
 from agentmem.node.ownership import Ownership
 from agentmem.node.promise_messages import (
@@ -21,14 +23,18 @@ from agentmem.node.promise_messages import (
 )
 from agentmem.node.promises import Promises
 from agentmem.node.retention import Retention
+from agentmem.node.sealing import Sealer
 from agentmem.node.shares import Owner
 from agentmem.node.slabs import Slabs
+from agentmem.node.tier_messages import Demote, EraseTenant, Prefetch
+from agentmem.node.tiering import Tiering
 from agentmem.node.verifying import Verification
 from agentmem.node.writebehind import WriteBehind
 from agentmem.store.base import TierUsage
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramTier
 from agentmem.store.medium import REASONS
+from agentmem.store.object import ObjectTier
 
 _LATER = (
     p.Grant,
@@ -37,74 +43,14 @@ _LATER = (
     p.WaitDurable,
     p.CopyPage,
     p.DropTier,
+    Prefetch,
+    Demote,
+    EraseTenant,
     p.Release,
     Verify,
     Audit,
     TenantUsage,
     Losses,
-)
-# Every counter, so that each is there from the start, at 0.
-COUNTERS = (
-    "breaches_evicted",
-    "breaches_lost",
-    "breaches_quarantined",
-    "calls_failed",
-    "claims_expired",
-    "compacted_bytes",
-    "compacted_packs",
-    "compaction_failed",
-    "connections_denied",
-    "connections_idle_closed",
-    "connections_refused",
-    "connections_slow_closed",
-    "corrupt_disk_pages",
-    "corrupt_dram_pages",
-    "corrupt_slot_headers",
-    "deleted_pages",
-    "evicted_disk_pages",
-    "evicted_dram_pages",
-    "evicted_unclaimed_pages",
-    "evicted_undurable_pages",
-    "grants_refused_dram_budget",
-    "grants_refused_dram_failed",
-    "grants_refused_dram_share",
-    "housekeeping_failed",
-    "late_deleted_pages",
-    "loaded_disk_page_bytes",
-    "loaded_disk_pages",
-    "loaded_dram_page_bytes",
-    "loaded_dram_pages",
-    "losses_back",
-    "promises_refused_capacity",
-    "promises_refused_gap",
-    "promises_refused_quota",
-    "protocol_errors",
-    "punch_failed",
-    "quarantined_disk_pages",
-    "quarantined_dram_pages",
-    "refused_disk_budget",
-    "refused_disk_failed",
-    "refused_disk_full",
-    "refused_disk_read_only",
-    "refused_index_failed",
-    "refused_index_full",
-    "refused_no_descriptors",
-    "slabs_adopted",
-    "slabs_asked_back",
-    "stalled_disk_budget",
-    "stalled_disk_failed",
-    "stalled_disk_full",
-    "stalled_disk_read_only",
-    "stalled_index_failed",
-    "stalled_index_full",
-    "stalled_no_descriptors",
-    "stored_accepted_pages",
-    "stored_corrupt_pages",
-    "stored_duplicate_pages",
-    "stored_stale_pages",
-    "unclaimed_pages",
-    "written_page_bytes",
-    "written_pages",
 )
 
 
@@ -137,6 +83,9 @@ class Calls:
         slabs: Slabs,
         verification: Verification,
         promises: Promises,
+        tiering: Tiering,
+        sealer: Sealer,
+        objects: ObjectTier | None,
     ) -> None:
         self.node_id = node_id
         self.counters: Counter[str] = Counter()
@@ -148,10 +97,14 @@ class Calls:
         self._slabs = slabs
         self._verification = verification
         self._promises = promises
+        self._tiering = tiering
+        self._sealer = sealer
+        self._objects = objects
 
     def takes_time(self, request: p.Request) -> bool:
         """Whether `answer_later` answers this one, `answer` otherwise."""
-        return isinstance(request, _LATER)
+        waits = isinstance(request, p.Locate) and request.wait_seconds > 0
+        return waits or isinstance(request, _LATER)
 
     def end(self, peer: Peer) -> None:
         """The connection is gone: so are its read holds."""
@@ -169,11 +122,11 @@ class Calls:
             case p.Missing(keys=keys):
                 reply = p.MissingReply(ownership.missing(p.split_keys(keys)))
             case p.Find(keys=keys):
-                reply = p.CountReply(ownership.find(p.split_keys(keys)))
+                reply = p.CountReply(self._find(peer, p.split_keys(keys)))
             case p.Residency(keys=keys):
                 reply = p.ResidencyReply(ownership.residency(p.split_keys(keys)))
             case p.Locate(keys=keys):
-                reply = self._locate(peer, keys)
+                reply = self._locate(peer, p.split_keys(keys))
             case p.Stored():
                 reply = self._stored(peer, request)
             case p.GiveBack(slabs=names):
@@ -206,6 +159,10 @@ class Calls:
             case p.Release():
                 await self._release(peer, request)
                 reply = p.Done()
+            case p.Locate(keys=keys, wait_seconds=wait_seconds):
+                names = p.split_keys(keys)
+                await self._tiering.make_readable(names, wait_seconds)
+                reply = self._locate(peer, names)
             case p.Claim():
                 reply = await self._claim(request)
             case p.Unclaim(claim_id=claim_id, keys=keys):
@@ -213,6 +170,27 @@ class Calls:
             case p.WaitDurable(keys=keys, timeout_seconds=timeout_seconds):
                 waited = self._ownership.wait_durable(p.split_keys(keys), timeout_seconds)
                 reply = p.IndexesReply(await waited)
+            case Verify(tier=tier, after=after):
+                reply = await self._verification.verify(Tier(tier), after)
+            case Audit():
+                reply = await self._verification.audit()
+            case _:
+                reply = await self._move(request)
+        return reply
+
+    async def _move(self, request: p.Request) -> p.Reply:
+        """Answers what brings pages from one place to another, or destroys them."""
+        reply: p.Reply
+        match request:
+            case Prefetch(keys=keys, tier=tier, timeout_seconds=timeout_seconds):
+                brought = self._tiering.prefetch(p.split_keys(keys), Tier(tier), timeout_seconds)
+                reply = p.CountReply(await brought)
+            case Demote(keys=keys, release=release):
+                left = await self._tiering.demote(p.split_keys(keys), release=release)
+                reply = p.IndexesReply(left)
+            case EraseTenant(tenant=tenant):
+                await self._sealer.erase(tenant)
+                reply = p.Done()
             case p.CopyPage(source=source, target=target):
                 await self._slabs.copy_page(*p.split_keys(source + target))
                 reply = p.Done()
@@ -234,12 +212,14 @@ class Calls:
 
     def stats(self) -> dict[str, int]:
         """Everything that operators watch; counters begin with the agent's start."""
-        behind = self._write_behind
+        behind, objects = self._write_behind, self._objects
         values = {
             **dict.fromkeys(COUNTERS, 0),
             **_usage("dram", self._dram.usage()),
             **_usage("disk", self._disk.usage()),
             **self._promises.stats(),
+            **_usage("object", TierUsage(0, 0, 0, 0) if objects is None else objects.usage()),
+            "object_failing": int(objects is not None and objects.failing is not None),
             "slabs": len(self._dram.slabs),
             "read_holds": len(self._ownership.holds),
             "write_behind_pages": behind.queued_pages,
@@ -257,6 +237,8 @@ class Calls:
             self._promises.counters,
             behind.counters,
             self._disk.counters,
+            self._tiering.counters,
+            *(() if objects is None else (objects.counters,)),
         ):
             for name, count in counters.items():
                 values[name] = values.get(name, 0) + count
@@ -281,18 +263,30 @@ class Calls:
         reason = self._write_behind.failing or self._disk.degraded
         if reason:
             found["disk"] = f"takes no pages: {reason.replace('_', ' ')}"
+        if self._objects is not None and self._objects.failing is not None:
+            found["object"] = self._objects.failing
         return found
 
-    def _locate(self, peer: Peer, keys: bytes) -> p.LocateReply:
-        hold = self._ownership.hold_prefix(p.split_keys(keys))
+    def _find(self, peer: Peer, keys: Sequence[PageKey]) -> int:
+        found = self._ownership.find(keys)
+        if peer.role == "engine":
+            self._tiering.begin(keys[:found])  # it loads them next: fetch what is far away
+        return found
+
+    def _locate(self, peer: Peer, keys: Sequence[PageKey]) -> p.LocateReply:
+        hold = self._ownership.hold_prefix(keys)
         peer.hold_ids.add(hold.hold_id)
         paths: dict[str, int] = {}
+        secrets: dict[bytes, int] = {}
         pages = []
         for location in self._ownership.locations(hold):
             path = paths.setdefault(location.path, len(paths))
             tier = p.TIERS.index(location.tier)
-            pages.append((tier, path, location.offset, location.payload_bytes))
-        return p.LocateReply(hold.hold_id, list(paths), pages)
+            secret = self._sealer.cached_secret(location.key_id)
+            number = -1 if secret is None else secrets.setdefault(secret, len(secrets))
+            pages.append((tier, path, location.offset, location.payload_bytes, number))
+        more = self._tiering.takes_time(keys)
+        return p.LocateReply(hold.hold_id, list(paths), pages, list(secrets), more)
 
     def _movements(self, since_seq: int, limit: int) -> p.MovementsReply:
         log = self._ownership.movements

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from agentmem.core import ClaimTerms, PageKey, Tier
 from agentmem.errors import (
     NodeUnavailable,
-    ProtocolError,
 )
 from agentmem.node import protocol as p
 from agentmem.node.answers import (
@@ -26,6 +25,8 @@ from agentmem.node.answers import (
     PageLocation,
     Promised,
     Residency,
+    check_length,
+    picked,
 )
 from agentmem.node.calling import Caller
 from agentmem.node.messages import Audit, AuditReply, Verify, VerifyReply
@@ -39,6 +40,7 @@ from agentmem.node.promise_messages import (
     TenantUsageReply,
     TenantUse,
 )
+from agentmem.node.tier_messages import Demote, EraseTenant, Prefetch
 
 
 class NodeClient(Caller):
@@ -83,25 +85,34 @@ class NodeClient(Caller):
         """Announces committed slots. Per slot one of `protocol.ACCEPTANCES`."""
         request = p.Stored(slab, list(slots), p.join_keys(keys))
         reply = self._call(request, p.StoredReply, timeout_seconds)
-        _check_length(reply.outcomes, len(slots))
-        return [_pick(p.ACCEPTANCES, code) for code in reply.outcomes]
+        check_length(reply.outcomes, len(slots))
+        return [picked(p.ACCEPTANCES, code) for code in reply.outcomes]
 
     def missing(
         self, keys: Sequence[PageKey], *, timeout_seconds: float | None = None
     ) -> list[bool]:
         """Per key whether no tier has it."""
         reply = self._call(p.Missing(p.join_keys(keys)), p.MissingReply, timeout_seconds)
-        _check_length(reply.missing, len(keys))
+        check_length(reply.missing, len(keys))
         return [bool(flag) for flag in reply.missing]
 
     def find(self, keys: Sequence[PageKey], *, timeout_seconds: float | None = None) -> int:
         """How many keys, counted from the first, are held without a gap in any tier."""
         return self._call(p.Find(p.join_keys(keys)), p.CountReply, timeout_seconds).count
 
-    def locate(self, keys: Sequence[PageKey], *, timeout_seconds: float | None = None) -> Located:
-        """Takes a read hold on the longest prefix that is held. Always `release` it."""
+    def locate(
+        self,
+        keys: Sequence[PageKey],
+        *,
+        wait_seconds: float = 0.0,
+        timeout_seconds: float | None = None,
+    ) -> Located:
+        """Takes a read hold on the longest prefix that is held. Always `release` it.
+
+        Pages that only the object tier has are fetched first, for at most `wait_seconds`.
+        """
         try:
-            request = p.Locate(p.join_keys(keys))
+            request = p.Locate(p.join_keys(keys), wait_seconds)
             reply = self._call(request, p.LocateReply, timeout_seconds)
         except NodeUnavailable:
             # The reply may still come, with a hold that nobody would release: the hold ends with
@@ -111,9 +122,16 @@ class NodeClient(Caller):
         return Located(
             reply.hold_id,
             [
-                PageLocation(_pick(p.TIERS, tier), _pick(reply.paths, path), offset, payload_bytes)
-                for tier, path, offset, payload_bytes in reply.pages
+                PageLocation(
+                    picked(p.TIERS, tier),
+                    picked(reply.paths, path),
+                    offset,
+                    payload_bytes,
+                    None if secret < 0 else picked(reply.secrets, secret),
+                )
+                for tier, path, offset, payload_bytes, secret in reply.pages
             ],
+            reply.more,
         )
 
     def release(
@@ -158,7 +176,7 @@ class NodeClient(Caller):
     ) -> list[Residency]:
         """Per key the tiers that hold it and whether it is durable."""
         reply = self._call(p.Residency(p.join_keys(keys)), p.ResidencyReply, timeout_seconds)
-        _check_length(reply.tiers, len(keys))
+        check_length(reply.tiers, len(keys))
         return [
             Residency(
                 frozenset(tier for bit, tier in enumerate(p.TIERS) if flags & (1 << bit)),
@@ -187,8 +205,8 @@ class NodeClient(Caller):
         to begin from."""
         request = p.Loads(p.join_keys(keys), since_seq)
         reply = self._call(request, p.LoadsReply, timeout_seconds)
-        _check_length(reply.tiers, len(keys))
-        tiers = [_pick(p.TIERS, code - 1) if code else None for code in reply.tiers]
+        check_length(reply.tiers, len(keys))
+        tiers = [picked(p.TIERS, code - 1) if code else None for code in reply.tiers]
         return LoadedFrom(reply.seq, tiers)
 
     def movements(
@@ -205,8 +223,8 @@ class NodeClient(Caller):
                 Movement(
                     seq,
                     PageKey(key),
-                    _pick(p.PLACES, source),
-                    _pick(p.PLACES, target),
+                    picked(p.PLACES, source),
+                    picked(p.PLACES, target),
                     payload_bytes,
                     at_us,
                 )
@@ -259,6 +277,29 @@ class NodeClient(Caller):
     def _losses(self, request: Losses, timeout_seconds: float | None) -> list[Loss]:
         return self._call(request, LossesReply, timeout_seconds).losses
 
+    def prefetch(self, keys: Sequence[PageKey], tier: Tier, timeout_seconds: float) -> int:
+        """Brings pages up to `tier` (dram or disk), first ones first, in the time given.
+
+        Returns how many, counted from the first, are there; what is under way goes on.
+        """
+        names: dict[Tier, Literal["dram", "disk"]] = {Tier.DRAM: "dram", Tier.DISK: "disk"}
+        request = Prefetch(p.join_keys(keys), names[tier], timeout_seconds)
+        return self._call(request, p.CountReply, timeout_seconds + self._timeout_seconds).count
+
+    def demote(
+        self, keys: Sequence[PageKey], *, release: bool, timeout_seconds: float
+    ) -> list[int]:
+        """Copies pages into the object tier; `release` lets their copies above it go.
+
+        Returns the indexes of those that are not there. Raises StoreRefused when it takes nothing.
+        """
+        request = Demote(p.join_keys(keys), release)
+        return self._call(request, p.IndexesReply, timeout_seconds).indexes
+
+    def erase_tenant(self, tenant: bytes, *, timeout_seconds: float | None = None) -> None:
+        """Destroys the data key of a tenant tag (16 bytes) everywhere."""
+        self._call(EraseTenant(tenant), p.Done, timeout_seconds)
+
     def stats(self, *, timeout_seconds: float | None = None) -> dict[str, int]:
         """Gauges (bytes and pages per tier, queues) and counters since the agent's start."""
         return self._call(p.Stats(), p.StatsReply, timeout_seconds).values
@@ -269,17 +310,3 @@ class NodeClient(Caller):
         gauges = {name: reply.values[name] for name in reply.gauges if name in reply.values}
         counters = {name: n for name, n in reply.values.items() if name not in gauges}
         return NodeStats(gauges, counters, reply.degraded)
-
-
-T = TypeVar("T")
-
-
-def _pick(items: Sequence[T], index: int) -> T:
-    if not 0 <= index < len(items):
-        raise ProtocolError(f"the agent's reply names number {index} of {len(items)}")
-    return items[index]
-
-
-def _check_length(reply: bytes, expected: int) -> None:
-    if len(reply) != expected:
-        raise ProtocolError(f"the agent answered for {len(reply)} of {expected} keys")

@@ -8,6 +8,11 @@ import msgspec
 
 from agentmem.core import PAGE_KEY_BYTES
 
+KEYS_MAX = 65_536
+
+Keys = Annotated[bytes, msgspec.Meta(max_length=KEYS_MAX * PAGE_KEY_BYTES)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+
 
 class Struct(msgspec.Struct, forbid_unknown_fields=True):
     """Base of all messages: unknown fields and wrong types are refused."""

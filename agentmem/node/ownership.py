@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 
 from agentmem.core import PageKey, Tier
@@ -24,12 +24,15 @@ from agentmem.store.dram import Acceptance, DramCopy, DramTier, Slab
 from agentmem.store.losses import Why
 from agentmem.store.pack import read_record
 
+_ORIGINS_MAX = 1 << 18
+
 
 class Ownership:
     """The pages of this node.
 
     `doomed` maps deleted keys to a sequence: a record of that key committed up to then is a late
-    copy of a deleted page, and is destroyed instead of accepted.
+    copy of a deleted page, and is destroyed instead of accepted. `origins`: where pages in
+    dram were brought from that nobody has read since; their first load counts as one from there.
     """
 
     def __init__(
@@ -38,15 +41,18 @@ class Ownership:
         disk: DiskTier,
         write_behind: WriteBehind,
         waiters: DurabilityWaiters,
+        objects: Container[PageKey] = frozenset(),
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.doomed: dict[PageKey, int] = {}
+        self.origins: dict[PageKey, Tier] = {}
         self.holds = HoldTable(dram, disk)
         self.movements = write_behind.movements
         self._dram = dram
         self._disk = disk
         self._write_behind = write_behind
         self._waiters = waiters
+        self._objects = objects
         self._eviction = Eviction(dram, disk)
         # Told of pages that had to be dropped, or were found to be bad, and why.
         self.on_lost: Callable[[Sequence[PageKey], Why], None] = lambda keys, why: None
@@ -74,23 +80,30 @@ class Ownership:
 
     def missing(self, keys: Sequence[PageKey]) -> bytes:
         """One byte per key: 1 where no tier has it."""
-        dram, disk = self._dram, self._disk
-        return bytes([key not in dram and key not in disk for key in keys])
+        dram, disk, objects = self._dram, self._disk, self._objects
+        return bytes([key not in dram and key not in disk and key not in objects for key in keys])
 
     def find(self, keys: Sequence[PageKey]) -> int:
         """How many keys, counted from the first, are held without a gap."""
-        dram, disk = self._dram, self._disk
+        dram, disk, objects = self._dram, self._disk, self._objects
         for count, key in enumerate(keys):
-            if key not in dram and key not in disk:
+            if key not in dram and key not in disk and key not in objects:
                 return count
         return len(keys)
 
     def residency(self, keys: Sequence[PageKey]) -> bytes:
         """One byte per key: a bit per tier, in the order of `protocol.TIERS`, and durability."""
-        dram, disk = self._dram, self._disk
-        dram_bits = 1 << TIERS.index(Tier.DRAM)
-        disk_bits = 1 << TIERS.index(Tier.DISK) | DURABLE_BIT
-        return bytes([dram_bits * (key in dram) | disk_bits * (key in disk) for key in keys])
+        places = (
+            (self._dram, 1 << TIERS.index(Tier.DRAM)),
+            (self._disk, 1 << TIERS.index(Tier.DISK) | DURABLE_BIT),
+            (self._objects, 1 << TIERS.index(Tier.OBJECT) | DURABLE_BIT),
+        )
+        flags = bytearray(len(keys))
+        for tier, bits in places:
+            for index, key in enumerate(keys):
+                if key in tier:
+                    flags[index] |= bits
+        return bytes(flags)
 
     def hold_prefix(self, keys: Sequence[PageKey]) -> Hold:
         """Takes a read hold on the pages found before the first gap."""
@@ -112,17 +125,28 @@ class Ownership:
             return self._dram.location(copy)
         return self._disk.location(copy)
 
+    def note_brought(self, key: PageKey, origin: Tier) -> None:
+        """The page was brought into dram for somebody who will read it there."""
+        while len(self.origins) >= _ORIGINS_MAX:
+            del self.origins[next(iter(self.origins))]
+        self.origins[key] = origin
+
+    def note_durable(self, keys: Iterable[PageKey]) -> None:
+        """These pages are in the object tier now: whoever waits for them is told."""
+        for key in keys:
+            self._waiters.notify(key)
+
     def note_loaded(self, hold: Hold, loaded: Mapping[Tier, Sequence[int]]) -> None:
         """The reader of a hold really read these pages. Raises ProtocolError for a wrong index."""
         keys = hold.keys()
         for tier, indexes in loaded.items():
             check_indexes(indexes, len(keys))
             for index in indexes:
-                self.movements.loaded(keys[index], tier, hold.copies[index].payload_bytes)
-            self.counters[f"loaded_{tier}_pages"] += len(indexes)
-            self.counters[f"loaded_{tier}_page_bytes"] += sum(
-                hold.copies[index].payload_bytes for index in indexes
-            )
+                size_bytes = hold.copies[index].payload_bytes
+                source = self.origins.pop(keys[index], tier) if tier is Tier.DRAM else tier
+                self.movements.loaded(keys[index], source, size_bytes)
+                self.counters[f"loaded_{source}_pages"] += 1
+                self.counters[f"loaded_{source}_page_bytes"] += size_bytes
 
     def suspects(self, hold: Hold, corrupt: Sequence[int]) -> list[Copy]:
         """The copies that the reader of a hold found corrupt. Raises ProtocolError."""

@@ -18,7 +18,16 @@ import msgspec
 
 from agentmem.core import FINGERPRINT_DIGEST_BYTES, PAGE_KEY_BYTES, PageKey, Retention, Tier
 from agentmem.errors import ProtocolError
-from agentmem.node.messages import Audit, AuditReply, Struct, Verify, VerifyReply
+from agentmem.node.messages import (
+    KEYS_MAX,
+    Audit,
+    AuditReply,
+    Keys,
+    Seconds,
+    Struct,
+    Verify,
+    VerifyReply,
+)
 from agentmem.node.promise_messages import (
     ClaimReply,
     Losses,
@@ -26,10 +35,10 @@ from agentmem.node.promise_messages import (
     TenantUsage,
     TenantUsageReply,
 )
+from agentmem.node.tier_messages import Demote, EraseTenant, Prefetch
 
 PROTOCOL_VERSION = 2
 PROTOCOL_VERSION_MIN = 2
-KEYS_MAX = 65_536
 MOVEMENTS_PER_CALL_MAX = 8192
 
 # Order of bits in `ResidencyReply.tiers`, and of numbers in `LoadsReply.tiers` (from 1, 0: none).
@@ -38,13 +47,11 @@ DURABLE_BIT = 0x80
 # What numbers in `MovementsReply.moves` mean: None is outside of all tiers.
 PLACES: tuple[Tier | None, ...] = (None, *Tier)
 
-Keys = Annotated[bytes, msgspec.Meta(max_length=KEYS_MAX * PAGE_KEY_BYTES)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 EngineId = Annotated[str, msgspec.Meta(max_length=128, pattern="^[!-~]*$")]
 ClaimId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Indexes = Annotated[list[Count], msgspec.Meta(max_length=KEYS_MAX)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 TenantTag = Annotated[bytes, msgspec.Meta(max_length=16)]
 KeyBlob = Annotated[bytes, msgspec.Meta(min_length=PAGE_KEY_BYTES, max_length=PAGE_KEY_BYTES)]
 
@@ -114,9 +121,13 @@ class Find(Struct, tag="find"):
 
 
 class Locate(Struct, tag="locate"):
-    """Take a read hold on the prefix that is held. Answer: LocateReply."""
+    """Take a read hold on the prefix that is held. Answer: LocateReply.
+
+    Pages that only the object tier has are fetched first, for at most `wait_seconds`.
+    """
 
     keys: Keys
+    wait_seconds: Seconds = 0.0
 
 
 class Release(Struct, tag="release"):
@@ -249,11 +260,15 @@ class CountReply(Struct, tag="count_reply"):
 
 
 class LocateReply(Struct, tag="locate_reply"):
-    """`pages`: (tier number from 0, index into `paths`, record offset, payload bytes) each."""
+    """`pages`: (tier number from 0, index into `paths`, record offset, payload bytes, index into
+    `secrets` or -1 for a plain record) each. `secrets` open sealed records; they go to engines of
+    this host only. `more`: the next page can be had, for a wait."""
 
     hold_id: int
     paths: list[str]
-    pages: list[tuple[int, int, int, int]]
+    pages: list[tuple[int, int, int, int, int]]
+    secrets: list[bytes]
+    more: bool
 
 
 class DeletedReply(Struct, tag="deleted_reply"):
@@ -323,6 +338,9 @@ Request = (
     | DropTier
     | TenantUsage
     | Losses
+    | Prefetch
+    | Demote
+    | EraseTenant
     | Stats
     | Ping
     | Verify

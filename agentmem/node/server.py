@@ -8,7 +8,8 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Coroutine
+import time
+from collections.abc import Container, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import lmdb
 
 from agentmem.config import Settings
+from agentmem.core import PageKey
 from agentmem.errors import ConfigurationInvalid, StoreRefused
 from agentmem.node.access import TcpListener, TlsFiles, tcp_listener
 from agentmem.node.calls import Calls
@@ -24,19 +26,27 @@ from agentmem.node.listening import Doors
 from agentmem.node.ownership import Ownership
 from agentmem.node.promises import Promises
 from agentmem.node.retention import Retention
+from agentmem.node.sealing import Sealer
 from agentmem.node.slabs import Slabs
+from agentmem.node.tiering import Tiering
 from agentmem.node.verifying import Verification
 from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.slab import NODE_ID_HEX_DIGITS
+from agentmem.secretfile import load_secret
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramTier
-from agentmem.store.pack import sync_directory
+from agentmem.store.keyring import Keyring
+from agentmem.store.object import ObjectTier
+from agentmem.store.objectstore import ObjectStore
+from agentmem.store.pack import PACK_BYTES, sync_directory
 
 logger = logging.getLogger(__name__)
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the shared memory of POSIX, not a temporary file
 _IO_THREADS = 4
 _HOUSEKEEPING_SECONDS = 1.0
+_OBJECTS_SECONDS = 1.0
+_REFRESH_SECONDS = 30.0
 _COMPACTED_PACKS_MAX = 4
 _DRAIN_SECONDS_MAX = 30.0
 
@@ -56,6 +66,10 @@ class NodeAgent:
         socket_path: Path,
         dram_bytes: int,
         disk_bytes: int,
+        root_key: Path,
+        object_url: str = "",
+        object_endpoint: str = "",
+        object_pack_bytes: int = PACK_BYTES,
         listener: TcpListener | None = None,
         tenant_promised_bytes: int = 0,
     ) -> None:
@@ -63,9 +77,31 @@ class NodeAgent:
         self._socket_path = socket_path
         self._dram_bytes = dram_bytes
         self._disk_bytes = disk_bytes
+        self._root_key = root_key
+        self._object_url = object_url
+        self._object_endpoint = object_endpoint
+        self._object_pack_bytes = object_pack_bytes
         self._listener = listener
         self._tenant_promised_bytes = tenant_promised_bytes
         self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    def of(
+        cls, settings: Settings, socket_path: Path, listener: TcpListener | None = None
+    ) -> NodeAgent:
+        """The agent of these settings, listening on a Unix socket and, where given, on TCP."""
+        return cls(
+            node_dir=settings.node_dir,
+            socket_path=socket_path,
+            dram_bytes=settings.dram_bytes,
+            disk_bytes=settings.disk_bytes,
+            root_key=settings.secrets_dir / "root_key",
+            object_url=settings.object_url,
+            object_endpoint=settings.object_endpoint,
+            object_pack_bytes=settings.object_pack_bytes,
+            tenant_promised_bytes=settings.tenant_promised_bytes,
+            listener=listener,
+        )
 
     @property
     def stats(self) -> dict[str, int]:
@@ -79,15 +115,11 @@ class NodeAgent:
         self._lock = _lock(self._node_dir / "lock")
         node_id = _node_id(self._node_dir / "id")
         self._executor = ThreadPoolExecutor(_IO_THREADS, "node-io")
-        self._dram = DramTier(_SHARED_MEMORY / f"agentmem-{node_id}", node_id, self._dram_bytes)
-        self._disk = DiskTier(self._node_dir / "packs", node_id, self._disk_bytes)
-        self.recovery = await self._disk.open()
-        if any(self.recovery):
-            logger.warning("disk tier recovered: %s", self.recovery)
-        self._dram.open()
-        waiters = DurabilityWaiters(lambda key: key in self._disk)
-        self._write_behind = WriteBehind(self._dram, self._disk, waiters, self._executor)
-        ownership = Ownership(self._dram, self._disk, self._write_behind, waiters)
+        sealer = await self._open_tiers(node_id)
+        below: Container[PageKey] = frozenset() if self._objects is None else self._objects
+        waiters = DurabilityWaiters(lambda key: key in self._disk or key in below)
+        self._write_behind = WriteBehind(self._dram, self._disk, waiters, self._executor, sealer)
+        ownership = Ownership(self._dram, self._disk, self._write_behind, waiters, below)
         promises = Promises(
             self._dram,
             self._disk,
@@ -103,8 +135,18 @@ class NodeAgent:
             disk=self._disk,
             write_behind=self._write_behind,
             executor=self._executor,
+            objects=self._objects,
         )
         self._slabs = Slabs(node_id, self._dram, ownership, self._executor)
+        self._tiering = Tiering(
+            dram=self._dram,
+            disk=self._disk,
+            objects=self._objects,
+            sealer=sealer,
+            ownership=ownership,
+            slabs=self._slabs,
+            executor=self._executor,
+        )
         await self._retention.open()
         self._slabs.adopt_orphans()
         self._calls = Calls(
@@ -115,6 +157,9 @@ class NodeAgent:
             write_behind=self._write_behind,
             retention=self._retention,
             slabs=self._slabs,
+            tiering=self._tiering,
+            sealer=sealer,
+            objects=self._objects,
             verification=Verification(
                 ownership=ownership,
                 dram=self._dram,
@@ -124,11 +169,7 @@ class NodeAgent:
             ),
             promises=promises,
         )
-        self._spawn(promises.run())
-        self._spawn(self._write_behind.run())
-        self._spawn(self._reclaim())
-        self._spawn(self._watch_index())
-        self._spawn(self._housekeeping())
+        self._begin_loops(promises)
         self._doors = Doors(self._calls, self._socket_path, self._listener)
         await self._doors.open()
         logger.info(
@@ -153,8 +194,12 @@ class NodeAgent:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tiering.close()
         self._slabs.shed_all()
         await self._disk.close()
+        if self._objects is not None:
+            await self._objects.close()
+        await self._keyring.close()
         self._executor.shutdown(wait=True)
         self._dram.close()
         os.close(self._lock)
@@ -166,6 +211,57 @@ class NodeAgent:
         wait.cancel()
         for task in done - {wait}:
             task.result()
+
+    async def _open_tiers(self, node_id: str) -> Sealer:
+        self._dram = DramTier(_SHARED_MEMORY / f"agentmem-{node_id}", node_id, self._dram_bytes)
+        self._disk = DiskTier(self._node_dir / "packs", node_id, self._disk_bytes)
+        self.recovery = await self._disk.open()
+        if any(self.recovery):
+            logger.warning("disk tier recovered: %s", self.recovery)
+        self._dram.open()
+        sealer, self._objects = await self._open_objects(node_id)
+        return sealer
+
+    def _begin_loops(self, promises: Promises) -> None:
+        self._spawn(promises.run())
+        self._spawn(self._write_behind.run())
+        self._spawn(self._reclaim())
+        self._spawn(self._watch_index())
+        self._spawn(self._housekeeping())
+        if self._objects is not None:
+            self._spawn(self._tend_objects(self._objects))
+
+    async def _open_objects(self, node_id: str) -> tuple[Sealer, ObjectTier | None]:
+        """Tenants' keys, and the object tier where there is one. Raises ConfigurationInvalid."""
+        store = None
+        if self._object_url:
+            store = ObjectStore(self._object_url, endpoint=self._object_endpoint)
+        self._keyring = Keyring(load_secret(self._root_key), self._node_dir / "keys", store)
+        await self._keyring.open()
+        sealer = Sealer(self._keyring, self._disk, self._executor)
+        if store is None:
+            return sealer, None
+        objects = ObjectTier(
+            store, self._node_dir / "objects", node_id, pack_bytes=self._object_pack_bytes
+        )
+        await objects.open()
+        return sealer, objects
+
+    async def _tend_objects(self, objects: ObjectTier) -> None:
+        """Rewrites packs of deleted pages, and finds what other nodes have put there."""
+        refresh_at = 0.0
+        while True:
+            await self._attempt(self._reclaim_objects(objects))
+            if time.monotonic() >= refresh_at:
+                await self._attempt(objects.refresh_soon())
+                refresh_at = time.monotonic() + _REFRESH_SECONDS
+            await asyncio.sleep(_OBJECTS_SECONDS)
+
+    async def _reclaim_objects(self, objects: ObjectTier) -> None:
+        try:
+            await objects.reclaim()
+        except StoreRefused as error:
+            logger.warning("deleted pages stay in the object store for now: %s", error)
 
     def _spawn(self, loop: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(loop))
@@ -231,14 +327,7 @@ async def _run(settings: Settings) -> None:
             token_file=settings.node_token_file,
             clear_allowed=settings.node_token_in_clear,
         )
-    agent = NodeAgent(
-        node_dir=settings.node_dir,
-        socket_path=settings.node_socket,
-        dram_bytes=settings.dram_bytes,
-        disk_bytes=settings.disk_bytes,
-        listener=listener,
-        tenant_promised_bytes=settings.tenant_promised_bytes,
-    )
+    agent = NodeAgent.of(settings, settings.node_socket, listener)
     await agent.start()
     try:
         await agent.run_until(stopped)

@@ -123,7 +123,7 @@ class Slabs:
             if not hold.copies:
                 raise NotFound("page", source.hex())
             copy = hold.copies[0]
-            slab, slot = await self._agent_slot(copy.payload_bytes)
+            slab, slot = await self.agent_slot(copy.payload_bytes)
             try:
                 write = partial(
                     _copy_record, self._ownership.reader(copy), source, target, slab, slot
@@ -170,7 +170,7 @@ class Slabs:
                 sizes[owner] = sizes.get(owner, 0) + slab.header.file_bytes
         return sizes
 
-    async def _agent_slot(self, payload_bytes: int) -> tuple[Slab, int]:
+    async def agent_slot(self, payload_bytes: int) -> tuple[Slab, int]:
         """A slot for the agent to write, in the adopted slabs, a new one, or an emptied one."""
         owner = Owner(AGENT_OWNER, 0, 0)
         for attempt in ("free", "new", "evicted"):

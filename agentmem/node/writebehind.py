@@ -22,6 +22,7 @@ from agentmem.native.datapath import load_batch
 from agentmem.native.jobs import LoadJob, Outcome
 from agentmem.node.durability import DurabilityWaiters
 from agentmem.node.movements import MovementLog
+from agentmem.node.sealing import Sealer
 from agentmem.node.writequeue import WriteQueue
 from agentmem.store.claims import RETENTIONS, Claim
 from agentmem.store.disk import DiskTier
@@ -53,11 +54,17 @@ class WriteBehind:
 
     It holds pages that are claimed, and those just stored, whose claims are yet to be looked up;
     it is bounded by the slots of the dram tier. `failing` is the reason why the disk tier took
-    nothing the last time, None while it works. `movements` is the node's.
+    nothing the last time, None while it works. `movements` is the node's. Without a
+    `sealer` all pages are written plain.
     """
 
     def __init__(
-        self, dram: DramTier, disk: DiskTier, waiters: DurabilityWaiters, executor: Executor
+        self,
+        dram: DramTier,
+        disk: DiskTier,
+        waiters: DurabilityWaiters,
+        executor: Executor,
+        sealer: Sealer | None = None,
     ) -> None:
         self.failing: str | None = None
         self.counters: Counter[str] = Counter()
@@ -70,6 +77,7 @@ class WriteBehind:
         self._waiters = waiters
         self._executor = executor
         self._queue = WriteQueue()
+        self._sealer = sealer
         self._wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -201,6 +209,10 @@ class WriteBehind:
             self._writing |= keys
             good = await self._without_corrupt(good)
             records = [_record(copy, claims[copy.key]) for copy, _ in good]
+            if self._sealer is not None:
+                records = await self._sealer.for_disk(records, claims)
+            written = {record.key for record in records}
+            good = [page for page in good if page.copy.key in written]
             if records:
                 rejected = {record.key for record in await self._disk.append(records)}
                 self._note_durable(good, rejected)

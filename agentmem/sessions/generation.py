@@ -38,6 +38,8 @@ class Generator:
             try:
                 await _open(assignment, session)
                 load = tokens_to_load(session, assignment, prepared.prompt.keep)
+                if load:
+                    self._prefetch(prepared)
                 await gate.enter_async_context(assignment.gate.hold(load))
                 request = await self._request(assignment.engine, prepared)
                 # Closing the stream early is what aborts the request in the engine.
@@ -58,6 +60,14 @@ class Generator:
                 await reply.aclose()
             assignment.warm.touch(session.id, len(prepared.prompt.ids) + len(reply.ids))
         return reply, watch
+
+    def _prefetch(self, prepared: PreparedTurn) -> None:
+        """Has the node bring the log's pages nearer while the request waits its turn."""
+        worker, kept = prepared.worker, prepared.prompt.ids[: prepared.prompt.keep]
+        tenant_id = prepared.caller.tenant_id
+        keys = self._context.keys(tenant_id, worker.fingerprint, kept, worker.page_tokens)
+        if keys:
+            self._context.pages.begin_prefetch(keys)
 
     async def _open_reply(self, engine: Engine, prepared: PreparedTurn) -> Reply:
         parser = await engine.open_parser(prepared.output)

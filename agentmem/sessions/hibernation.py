@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from agentmem.catalog.records import Session, Worker
-from agentmem.core import PageKey, SessionId, TenantId, TierTokens, durable_pages
+from agentmem.core import PageKey, SessionId, TenantId, Tier, TierTokens, durable_pages
 from agentmem.engine.base import CachedTokens
 from agentmem.errors import EngineFailed, MissingPages, NodeUnavailable, NotDurable
 from agentmem.router.registry import Assignment
@@ -58,11 +58,14 @@ class Hibernation:
         self._leases = leases
         self._tracker = tracker
 
-    async def hibernate(self, tenant_id: TenantId, session_id: str) -> Hibernated:
-        """Answers when all pages of the log are durable.
+    async def hibernate(
+        self, tenant_id: TenantId, session_id: str, tier: Tier = Tier.DISK
+    ) -> Hibernated:
+        """Answers when all pages of the log are durable; in the object tier only, if that is asked.
 
-        Raises NotDurable by the deadline, naming the pages that are missing; WorkerUnavailable
-        when the log ends on a page's edge, so that its last page has to be made, and none is ready.
+        Raises InvalidRequest without an object tier; NotDurable by the deadline, naming the pages
+        that are missing; WorkerUnavailable when the log ends on a page's edge, so that its last
+        page has to be made, and none is ready.
         """
         begun = time.perf_counter()
         deadline = begun + self._context.limits.hibernate_seconds_max
@@ -76,6 +79,8 @@ class Hibernation:
             if keys:
                 expires_at = time.time() + session.kv_retention_seconds
                 await self._wait_durable(session, ids, keys, deadline, expires_at)
+                if tier is Tier.OBJECT:
+                    await self._demote(keys, deadline)
             await self._let_go(session)
             position = len(keys) * page_tokens
             await self._record(session, "hibernated", worker, position)
@@ -156,6 +161,16 @@ class Hibernation:
             again = recomputed_tokens(kept=len(ids), log_tokens=len(ids), cached=tiers.total)
             seconds = time.perf_counter() - begun
             return Resumed(len(ids), tiers, again, seconds, worker.id)
+
+    async def _demote(self, keys: Sequence[PageKey], deadline: float) -> None:
+        """Moves pages that are durable on the host to the object tier."""
+        left = max(_WAIT_SECONDS, deadline - time.perf_counter())
+        missing = await self._context.pages.demote(keys, left)
+        if missing:
+            raise NotDurable(
+                MissingPages(len(keys), tuple(missing)),
+                deadline_seconds=self._context.limits.hibernate_seconds_max,
+            )
 
     async def _make_last_page(self, session: Session, ids: array[int], deadline: float) -> Worker:
         worker = await self._context.router.choose(session.model, session.worker_id)

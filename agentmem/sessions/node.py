@@ -9,10 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from agentmem.core import ClaimTerms, PageKey, Tier
-from agentmem.errors import InvalidRequest, NodeUnavailable, NotFound, StoreRefused
+from agentmem.errors import (
+    AgentmemError,
+    InvalidRequest,
+    NodeUnavailable,
+    NotFound,
+    StoreRefused,
+)
 from agentmem.node.address import Address
 from agentmem.node.client import NodeClient
 from agentmem.sessions.ports import Admitted, Freed, LostPage, NodeStats, PageResidency
+from agentmem.telemetry import get_logger
+
+_log = get_logger("agentmem.sessions.node")
 
 T = TypeVar("T")
 
@@ -65,6 +74,33 @@ class NodePages:
     async def wait_durable(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
         """See `ports.Pages`."""
         return await self._call(lambda: self._client.wait_durable(keys, timeout_seconds))
+
+    def begin_prefetch(self, keys: Sequence[PageKey]) -> None:
+        """See `ports.Pages`."""
+        self._threads.submit(self._prefetch, keys)
+
+    def _prefetch(self, keys: Sequence[PageKey]) -> None:
+        try:
+            self._client.prefetch(keys, Tier.DISK, 0.0)
+        except AgentmemError as error:
+            _log.warning("pages are not prefetched", error=error.message)
+
+    async def demote(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
+        """See `ports.Pages`."""
+
+        def demote() -> list[int]:
+            return self._client.demote(keys, release=True, timeout_seconds=timeout_seconds)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, demote)
+        except StoreRefused as error:
+            if error.reason == "no_object_tier":
+                raise InvalidRequest(
+                    "This deployment has no object tier.",
+                    param="tier",
+                    hint="Set AGENTMEM_OBJECT_URL, or hibernate to disk.",
+                ) from error
+            raise NodeUnavailable(f"the object tier took nothing: {error.message}") from error
 
     async def sequence(self) -> int:
         """See `ports.Pages`. After a failure it fails at once for a while."""

@@ -88,6 +88,17 @@ class Pages(Protocol):
         """Waits until all are durable; returns the indexes of those that are not in time."""
         ...
 
+    def begin_prefetch(self, keys: Sequence[PageKey]) -> None:
+        """Starts to bring pages to where engines read them; returns at once, raises nothing."""
+        ...
+
+    async def demote(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
+        """Moves pages to the object tier; returns the indexes of those that are not there.
+
+        Raises InvalidRequest where the node has no object tier.
+        """
+        ...
+
     async def sequence(self) -> int:
         """The agent's position in its record of loads, for `loads`."""
         ...

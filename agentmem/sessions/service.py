@@ -236,9 +236,11 @@ class SessionsService:
             )
         return turns[:limit], len(turns) > limit
 
-    async def hibernate(self, tenant_id: TenantId, session_id: str) -> Hibernated:
+    async def hibernate(
+        self, tenant_id: TenantId, session_id: str, tier: Tier = Tier.DISK
+    ) -> Hibernated:
         """See `Hibernation.hibernate`."""
-        return await self._hibernation.hibernate(tenant_id, checked_id(session_id))
+        return await self._hibernation.hibernate(tenant_id, checked_id(session_id), tier)
 
     async def resume(self, tenant_id: TenantId, session_id: str) -> Resumed:
         """See `Hibernation.resume`."""

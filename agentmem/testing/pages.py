@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from agentmem.core import ClaimTerms, Fingerprint, PageHash, PageKey, Tier
-from agentmem.errors import NodeUnavailable
+from agentmem.errors import InvalidRequest, NodeUnavailable
 from agentmem.pages.keys import keys_of_hashes
 from agentmem.sessions.ports import Admitted, Freed, LostPage, NodeStats, PageResidency
 
@@ -22,7 +22,7 @@ class InMemoryPages:
     A page offered is in `dram` at once; one that is claimed, before or after, becomes durable
     (`disk`) after `durable_delay_seconds`. `pages` says when (monotonic clock). Tests set `down`
     to make the agent unreachable, `degraded` to make it ail, `drop` to make it lose what is
-    offered next.
+    offered next, `has_objects` to give it an object tier.
     """
 
     def __init__(
@@ -39,6 +39,9 @@ class InMemoryPages:
         self.degraded: dict[str, str] = {}
         self.losses: list[LostPage] = []
         self.drop = 0
+        self.has_objects = False
+        self.prefetched: list[list[PageKey]] = []
+        self._objects: set[PageKey] = set()
         self.claims: dict[str, set[PageKey]] = {}
         self.terms: dict[str, ClaimTerms] = {}
         self.promise_room: int | None = None
@@ -64,6 +67,8 @@ class InMemoryPages:
             if key not in self.pages:
                 break
             tier = Tier.DISK if self._is_durable(key) else Tier.DRAM
+            if key in self._objects:
+                tier = Tier.OBJECT
             self._loads.append((key, tier))
             count += 1
         return count
@@ -130,6 +135,19 @@ class InMemoryPages:
                 return missing
             await asyncio.sleep(_POLL_SECONDS)
 
+    def begin_prefetch(self, keys: Sequence[PageKey]) -> None:
+        """See `Pages.begin_prefetch`; nothing is ever far away here."""
+        self.prefetched.append(list(keys))
+
+    async def demote(self, keys: Sequence[PageKey], timeout_seconds: float) -> list[int]:
+        """See `Pages.demote`: durable pages go, where `has_objects`."""
+        self._check()
+        if not self.has_objects:
+            raise InvalidRequest("This deployment has no object tier.", param="tier")
+        missing = [index for index, key in enumerate(keys) if not self._is_durable(key)]
+        self._objects.update(key for key in keys if self._is_durable(key))
+        return missing
+
     async def sequence(self) -> int:
         """See `Pages.sequence`."""
         self._check()
@@ -169,6 +187,8 @@ class InMemoryPages:
     def _residency(self, key: PageKey) -> PageResidency:
         if key not in self.pages:
             return PageResidency((), durable=False)
+        if key in self._objects:
+            return PageResidency((Tier.OBJECT,), durable=True)
         durable = self._is_durable(key)
         return PageResidency((Tier.DRAM, Tier.DISK) if durable else (Tier.DRAM,), durable)
 

@@ -15,6 +15,7 @@ from agentmem.node import frames
 from agentmem.node import protocol as p
 from agentmem.node.messages import Audit, Verify
 from agentmem.node.promise_messages import Losses, TenantUsage
+from agentmem.node.tier_messages import Demote, EraseTenant, Prefetch
 
 KEYS = [PageKey(bytes([n]) * 48) for n in range(3)]
 BLOB = p.join_keys(KEYS)
@@ -39,6 +40,9 @@ REQUESTS: list[p.Request] = [
     p.Movements(9, 5),
     p.CopyPage(KEYS[0], KEYS[1]),
     p.DropTier("dram", None),
+    Prefetch(BLOB, "dram", 1.5),
+    Demote(BLOB, True),
+    EraseTenant(b"t" * 16),
     p.Stats(),
     p.Ping(),
     Verify("disk", KEYS[0]),

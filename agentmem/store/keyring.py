@@ -1,0 +1,171 @@
+"""Tenants' data keys: random, wrapped by the root key, destroyed with their tenant.
+
+A key's id is the tenant's tag (16 bytes, opaque here). Wrapped keys lie in an index of this node
+and, where there is an object store, under `keys/` there: created once by whichever node needs one
+first, so that all nodes seal and open with the same. Destroying both makes what was sealed
+unreadable, wherever copies of it may lie.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from agentmem.errors import KeyUnreadable, StoreRefused
+from agentmem.pages.crypt import SECRET_BYTES, DataKey, fresh_nonce
+from agentmem.pages.record import NONCE_BYTES
+from agentmem.store.objectstore import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+_INFO = b"agentmem data key wrapping v1"
+_VERSION = b"\x01"
+_ERASED = b"\x00"  # in place of a wrapped key: never made again under this id
+_MAP_BYTES = 1 << 30
+_WRAPPED_BYTES = len(_VERSION) + NONCE_BYTES + SECRET_BYTES + 16
+
+T = TypeVar("T")
+
+
+class Keyring:
+    """Makes, keeps and destroys data keys. Secrets are never logged."""
+
+    def __init__(self, root_secret: bytes, directory: Path, store: ObjectStore | None) -> None:
+        derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=_INFO).derive(root_secret)
+        self._wrapping = AESGCM(derived)
+        self._directory = directory
+        self._store = store
+        self._keys: dict[bytes, DataKey] = {}
+        self._making = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "keyring")
+        self._env: lmdb.Environment
+
+    async def open(self) -> None:
+        """Opens the index, and tries the root key on the keys there. Raises KeyUnreadable.
+
+        A root key that opens none of them is another one: going on with it would lose them all.
+        """
+        await self._in_thread(self._open)
+        for key_id, wrapped in await self._in_thread(self._all):
+            self._keys[key_id] = self._unwrap(key_id, wrapped)
+
+    async def close(self) -> None:
+        """Closes the index."""
+        await self._in_thread(self._env.close)
+        self._thread.shutdown(wait=True)
+
+    def cached(self, key_id: bytes) -> DataKey | None:
+        """A key that takes no waiting."""
+        return self._keys.get(key_id)
+
+    async def known_key(self, key_id: bytes) -> DataKey | None:
+        """A key to open records with; None where it was destroyed, or never was.
+
+        Raises StoreRefused when the object store, which may have it, does not answer.
+        """
+        if (known := self._keys.get(key_id)) is not None:
+            return known
+        wrapped = await self._in_thread(partial(self._read, key_id))
+        if wrapped is None and self._store is not None:
+            found = await self._store.get(_name(key_id))
+            wrapped = None if found is None else bytes(found)
+            if wrapped is not None:
+                await self._in_thread(partial(self._write, key_id, wrapped))
+        if wrapped is None or wrapped == _ERASED:
+            return None
+        return self._keys.setdefault(key_id, self._unwrap(key_id, wrapped))
+
+    async def data_key(self, tenant: bytes) -> DataKey:
+        """A tenant's key to seal records with, made where there is none yet.
+
+        Raises StoreRefused (reason `key_unavailable`) when the object store does not answer, or
+        the tenant was erased.
+        """
+        async with self._making:
+            try:
+                known = await self.known_key(tenant)
+                return known if known is not None else await self._make(tenant)
+            except StoreRefused as error:
+                raise StoreRefused(
+                    f"no data key to seal pages with: {error.message}", reason="key_unavailable"
+                ) from error
+
+    async def erase(self, tenant: bytes) -> None:
+        """Destroys a tenant's key everywhere; it is never made again.
+
+        Raises StoreRefused when the object store does not answer: it is then still there.
+        """
+        async with self._making:
+            if self._store is not None:
+                await self._store.delete(_name(tenant))
+                await self._store.put_new(_name(tenant), _ERASED)
+            await self._in_thread(partial(self._write, tenant, _ERASED))
+            self._keys.pop(tenant, None)
+
+    async def _make(self, tenant: bytes) -> DataKey:
+        if await self._in_thread(partial(self._read, tenant)) == _ERASED:
+            raise StoreRefused("the tenant was erased", reason="key_unavailable")
+        data_key = DataKey(tenant, os.urandom(SECRET_BYTES))
+        wrapped = self._wrap(data_key)
+        if self._store is not None and not await self._store.put_new(_name(tenant), wrapped):
+            # Another node was first: its key is the tenant's.
+            theirs = await self.known_key(tenant)
+            if theirs is None:
+                raise StoreRefused("the tenant was erased", reason="key_unavailable")
+            return theirs
+        await self._in_thread(partial(self._write, tenant, wrapped))
+        self._keys[tenant] = data_key
+        return data_key
+
+    def _wrap(self, data_key: DataKey) -> bytes:
+        nonce = fresh_nonce()
+        return _VERSION + nonce + self._wrapping.encrypt(nonce, data_key.secret, data_key.key_id)
+
+    def _unwrap(self, key_id: bytes, wrapped: bytes) -> DataKey:
+        if len(wrapped) != _WRAPPED_BYTES or wrapped[:1] != _VERSION:
+            raise KeyUnreadable(f"the wrapped data key {key_id.hex()} is damaged")
+        nonce, sealed = wrapped[1 : 1 + NONCE_BYTES], wrapped[1 + NONCE_BYTES :]
+        try:
+            return DataKey(key_id, self._wrapping.decrypt(nonce, sealed, key_id))
+        except InvalidTag as error:
+            raise KeyUnreadable(
+                f"the root key does not open data key {key_id.hex()}: it is another one than that "
+                "was wrapped with",
+                hint="Restore the file root_key; nothing was changed.",
+            ) from error
+
+    def _open(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._env = lmdb.open(str(self._directory), map_size=_MAP_BYTES, mode=0o600)
+
+    def _all(self) -> list[tuple[bytes, bytes]]:
+        with self._env.begin() as tx:
+            return [(bytes(k), bytes(v)) for k, v in tx.cursor() if bytes(v) != _ERASED]
+
+    def _read(self, key_id: bytes) -> bytes | None:
+        with self._env.begin() as tx:
+            value = tx.get(key_id)
+            return None if value is None else bytes(value)
+
+    def _write(self, key_id: bytes, value: bytes) -> None:
+        with self._env.begin(write=True) as tx:
+            tx.put(key_id, value)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _name(key_id: bytes) -> str:
+    return f"keys/{key_id.hex()}"
