@@ -172,14 +172,7 @@ class NodeAgent:
         self._begin_loops(promises)
         self._doors = Doors(self._calls, self._socket_path, self._listener)
         await self._doors.open()
-        logger.info(
-            "node agent %s is ready on %s%s: %d pages in dram, %d on disk",
-            node_id,
-            self._socket_path,
-            "" if self._doors.address is None else " and {}:{}".format(*self._doors.address),
-            self._dram.usage().pages,
-            self._disk.usage().pages,
-        )
+        self._say_ready(node_id)
 
     async def stop(self) -> None:
         """Hangs up, makes what is queued durable (bounded), and lets go of the directory.
@@ -221,6 +214,16 @@ class NodeAgent:
         self._dram.open()
         sealer, self._objects = await self._open_objects(node_id)
         return sealer
+
+    def _say_ready(self, node_id: str) -> None:
+        logger.info(
+            "node agent %s is ready on %s%s: %d pages in dram, %d on disk",
+            node_id,
+            self._socket_path,
+            "" if self._doors.address is None else " and {}:{}".format(*self._doors.address),
+            self._dram.usage().pages,
+            self._disk.usage().pages,
+        )
 
     def _begin_loops(self, promises: Promises) -> None:
         self._spawn(promises.run())
