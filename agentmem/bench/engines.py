@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import httpx2
 
 from agentmem.core import PageKey
+from agentmem.engine.sglang.activate import DEVICE_VARIABLE
 from agentmem.engine.sglang.launch import EngineOptions, LaunchPlan, plan_launch
 from agentmem.engine.sglang.process import SglangProcess, StorageProof
 from agentmem.loopback import free_port
@@ -85,11 +86,12 @@ class Server:
             run_dir=self._directory / f"run-{self.backend}",
             engine_id=f"bench-{secrets.token_hex(4)}",
         )
-        plan = replace(
-            plan,
-            command=_command(plan.command, self.backend),
-            environment={**plan.environment, _FILE_DIRECTORY: str(self.file_dir)},
-        )
+        environment = {**plan.environment, _FILE_DIRECTORY: str(self.file_dir)}
+        if self.options.cuda and self.backend != "agentmem":
+            # SGLang as it is, without what `activate` changes; on a CPU it cannot do without.
+            del environment[DEVICE_VARIABLE]
+        command = _command(plan.command, self.backend)
+        plan = replace(plan, command=command, environment=environment)
         self._directory.mkdir(parents=True, exist_ok=True)
         self.file_dir.mkdir(parents=True, exist_ok=True)
         log = self._directory / f"sglang-{self.backend}.log"

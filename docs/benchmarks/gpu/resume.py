@@ -1,11 +1,12 @@
 """First token of a resumed prompt by where its pages are, on one GPU: agentmem beside stock SGLang.
 
-    python resume.py limits|ours|stock OUT [--tiny]
+    python resume.py limits|ours|stock|file OUT [--tiny]
 
 Each part writes OUT/PART.json after every measurement, so that a run that is cut off leaves what it
 had. `limits`: memcpy, PCIe, disk. `ours`: SGLang with agentmem. `stock`: SGLang with its own host
-pool and `file` backend. Weights are random (time and bytes do not depend on them), the shape is
-Llama 8B's, with 128 KiB of KV per token. `--tiny` tries the script on a CPU.
+pool and `file` backend; `file`: that backend alone, in little time. Weights are random (time and
+bytes do not depend on them), the shape is Llama 8B's, with 128 KiB of KV per token. `--tiny` tries
+the script on a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,20 @@ def measure_stock(log: Log, sizes: Sizes) -> None:
         _attempt(log, lambda: _file(arms, longest, 1))
 
 
+def measure_file(log: Log, sizes: Sizes) -> None:
+    """SGLang's `file` backend alone, on a server that starts fast: without CUDA graphs."""
+    smaller = tuple("16" if word == "40" else word for word in sizes.arguments)
+    bare = (*smaller, "--disable-cuda-graph") if sizes.cuda else ()
+    sizes = replace(sizes, arguments=bare, warm_up_tokens=sizes.warm_up_tokens[:1])
+    with _server(log, sizes, "file", None, WORK / "mode") as server:
+        arms = Arms(log, sizes, server, None)
+        arms.warm_up()
+        for tokens in sizes.tokens[1::-1]:
+            arms.measure("recompute", tokens)
+            arms.measure("hbm", tokens)
+            _attempt(log, lambda tokens=tokens: _file(arms, tokens, 2))  # type: ignore[misc]
+
+
 def _file(arms: Arms, tokens: int, rounds: int) -> None:
     server, pages = arms.server, len(arms.server.keys(arms.prompts[tokens]))
     begun, before = time.perf_counter(), len(server.files())
@@ -430,13 +445,18 @@ def recompute_on_paper(tokens: int) -> float:
 def main() -> None:
     """One part, by name."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=("limits", "ours", "stock"))
+    parser.add_argument("part", choices=("limits", "ours", "stock", "file"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     WORK.mkdir(parents=True, exist_ok=True)
-    parts = {"limits": measure_limits, "ours": measure_ours, "stock": measure_stock}
+    parts = {
+        "limits": measure_limits,
+        "ours": measure_ours,
+        "stock": measure_stock,
+        "file": measure_file,
+    }
     log = Log(given.out / f"{given.part}.json")
     parts[given.part](log, TINY if given.tiny else Sizes())
 
