@@ -271,6 +271,8 @@ class ClaimTable:
 
     def _head(self, tx: Any, number: int) -> _Head:
         value = tx.get(_NUMBER.pack(number), db=self._heads)
+        if value is None:  # bits of the index flipped: a claim of which nothing is known has ended
+            return _Head(number, 0, bytes(TENANT_BYTES), 0, 0, b"")
         expires_at_us, tenant, retention, flags = _HEAD.unpack_from(value)
         return _Head(number, expires_at_us, tenant, retention, flags, bytes(value[_HEAD.size :]))
 

@@ -118,3 +118,16 @@ def test_counts_are_right_after_anything_and_a_restart(table: ClaimTable) -> Non
         prune(table, step, rows_max=rng.randrange(1, 9))
         assert +table.promised == recount(table), f"seed {seed}, step {step}"
     assert ClaimTable(table._env).promised == +table.promised
+
+
+def test_a_claim_whose_head_a_damaged_index_lost_has_ended_and_can_be_made_again(
+    table: ClaimTable,
+) -> None:
+    table.claim(b"one", keys_of(1), Terms(100))
+    with table._env.begin(write=True, db=table._heads) as tx:
+        cursor = tx.cursor()
+        assert cursor.first()
+        cursor.delete()
+    assert table.claimed(keys_of(1), 0) == set()
+    table.claim(b"one", keys_of(1), Terms(100))
+    assert table.claimed(keys_of(1), 0) == set(keys_of(1))
