@@ -12,7 +12,8 @@ from typing import TypeVar
 import lmdb
 
 from agentmem.store.index import PageIndex
-from agentmem.store.recovery import Recovery, open_index, set_aside
+from agentmem.store.lmdbfile import set_aside
+from agentmem.store.recovery import Recovery, open_index
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from agentmem.errors import KeyUnreadable, StoreRefused
 from agentmem.pages.crypt import SECRET_BYTES, DataKey, fresh_nonce
 from agentmem.pages.record import NONCE_BYTES
+from agentmem.store.lmdbfile import open_environment
 from agentmem.store.objectstore import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -147,8 +148,7 @@ class Keyring:
             ) from error
 
     def _open(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._env = lmdb.open(str(self._directory), map_size=_MAP_BYTES, mode=0o600)
+        self._env = open_environment(self._directory, _MAP_BYTES)
 
     def _all(self) -> list[tuple[bytes, bytes]]:
         with self._env.begin() as tx:

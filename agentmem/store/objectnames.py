@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import lmdb
+from agentmem.store.lmdbfile import open_environment
 
 _NUMBER = struct.Struct(">I")
 _MAP_BYTES = 1 << 30
@@ -15,8 +15,7 @@ class PackNames:
     """Numbers and names, durable. Written from one thread; raises lmdb.Error."""
 
     def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._env = lmdb.open(str(path), map_size=_MAP_BYTES, mode=0o600)
+        self._env = open_environment(path, _MAP_BYTES)
         with self._env.begin() as tx:
             rows = [(_NUMBER.unpack(key)[0], bytes(name).decode()) for key, name in tx.cursor()]
         self._names: dict[int, str] = dict(rows)

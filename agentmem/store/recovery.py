@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
-import lmdb.verify
 
 from agentmem.errors import PageCorrupt
 from agentmem.pages.record import record_bytes
 from agentmem.store.index import Extent, PackState, PageIndex
+from agentmem.store.lmdbfile import problems_of, set_aside
 from agentmem.store.pack import (
     PACK_HEADER_BYTES,
     Found,
@@ -49,7 +49,7 @@ def open_index(path: Path) -> tuple[PageIndex, bool]:
     looked through before it is opened, which takes some three seconds for a million pages.
     """
     fresh = not (path / "data.mdb").exists()
-    if not fresh and (problems := _problems(path)):
+    if not fresh and (problems := problems_of(path)):
         logger.error("the index is damaged: %s", "; ".join(problems[:3]))
         set_aside(path)
         return PageIndex(path), True
@@ -61,21 +61,6 @@ def open_index(path: Path) -> tuple[PageIndex, bool]:
         set_aside(path)
         return PageIndex(path), True
     return index, fresh
-
-
-def _problems(path: Path) -> list[str]:
-    """What is wrong with the structure of an index's file."""
-    try:
-        return list(lmdb.verify.verify(str(path / "data.mdb")))
-    except lmdb.verify.VerifyError as error:
-        return [str(error)]
-
-
-def set_aside(path: Path) -> None:
-    """Keeps an index that cannot be used under another name. Raises OSError."""
-    aside = path.with_name(f"{path.name}.bad-{time.time_ns()}")
-    logger.error("the index is kept as %s, and rebuilt from packs", aside)
-    path.rename(aside)
 
 
 def recover(
