@@ -307,6 +307,7 @@ def _limits(settings: Settings) -> Limits:
         default_model=settings.model_name,
         model_aliases=tuple(part.strip() for part in settings.model_aliases.split(",") if part),
         retry_grace_seconds=settings.retry_grace_seconds,
+        disk_encrypted=settings.disk_encrypted,
     )
 
 

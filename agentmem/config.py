@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     tenant_promised_bytes: int = Field(
         0, ge=0, description="Most of the disk that is promised to one tenant; 0: no such bound."
     )
+    disk_encrypted: bool = Field(
+        False, description="Seal pages on disk, too, with each tenant's key (object: always)."
+    )
     object_url: str = Field(
         "",
         description="Object tier: s3://bucket/path, gs://, az://, file:///directory; empty: none.",

@@ -11,6 +11,7 @@ from agentmem.core import ClaimTerms, PageKey, Tier
 from agentmem.errors import InvalidRequest, NotFound, ProtocolError
 from agentmem.node import protocol as p
 from agentmem.node.counters import COUNTERS
+from agentmem.node.demotion import Demotion
 from agentmem.node.messages import Audit, Verify
 from agentmem.node.ownership import Ownership
 from agentmem.node.promise_messages import (
@@ -86,6 +87,7 @@ class Calls:
         tiering: Tiering,
         sealer: Sealer,
         objects: ObjectTier | None,
+        demotion: Demotion,
     ) -> None:
         self.node_id = node_id
         self.counters: Counter[str] = Counter()
@@ -100,6 +102,7 @@ class Calls:
         self._tiering = tiering
         self._sealer = sealer
         self._objects = objects
+        self._demotion = demotion
 
     def takes_time(self, request: p.Request) -> bool:
         """Whether `answer_later` answers this one, `answer` otherwise."""
@@ -238,6 +241,7 @@ class Calls:
             behind.counters,
             self._disk.counters,
             self._tiering.counters,
+            self._demotion.counters,
             *(() if objects is None else (objects.counters,)),
         ):
             for name, count in counters.items():

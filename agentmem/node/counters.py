@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 COUNTERS = (
+    "archived_pages",
     "breaches_evicted",
     "breaches_lost",
     "breaches_quarantined",
@@ -68,6 +69,7 @@ COUNTERS = (
     "refused_index_failed",
     "refused_index_full",
     "refused_no_descriptors",
+    "relieved_disk_pages",
     "slabs_adopted",
     "slabs_asked_back",
     "stalled_disk_budget",

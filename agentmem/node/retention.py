@@ -53,6 +53,8 @@ class Retention:
         self._promises = promises
         self._executor = executor
         self._objects = objects
+        # Told of pages that are to lie in the object tier only.
+        self.on_archived: Callable[[Sequence[PageKey]], None] = lambda keys: None
         self._doomed_order: deque[tuple[float, PageKey]] = deque()
 
     async def open(self) -> None:
@@ -79,6 +81,8 @@ class Retention:
         finally:
             # Also when the caller went away: the index may have the claim by then.
             self._note_owner(keys, terms, admission.pages)
+            if terms.retention == "archive":
+                self.on_archived(keys)
             self._write_behind.note_claimed(keys)
 
     def _note_owner(self, keys: Sequence[PageKey], terms: ClaimTerms, promised: int) -> None:

@@ -21,6 +21,7 @@ from agentmem.core import PageKey
 from agentmem.errors import ConfigurationInvalid, StoreRefused
 from agentmem.node.access import TcpListener, TlsFiles, tcp_listener
 from agentmem.node.calls import Calls
+from agentmem.node.demotion import Demotion
 from agentmem.node.durability import DurabilityWaiters
 from agentmem.node.listening import Doors
 from agentmem.node.ownership import Ownership
@@ -47,6 +48,8 @@ _IO_THREADS = 4
 _HOUSEKEEPING_SECONDS = 1.0
 _OBJECTS_SECONDS = 1.0
 _REFRESH_SECONDS = 30.0
+# An object store has no bound of ours: what is promised is bounded per tenant then.
+_CAPACITY_BYTES_WITH_OBJECTS = 1 << 60
 _COMPACTED_PACKS_MAX = 4
 _DRAIN_SECONDS_MAX = 30.0
 
@@ -147,6 +150,10 @@ class NodeAgent:
             slabs=self._slabs,
             executor=self._executor,
         )
+        self._demotion = Demotion(self._disk, self._tiering, self._executor)
+        if self._objects is not None:
+            self._retention.on_archived = self._demotion.note_archived
+            promises.capacity_bytes = _CAPACITY_BYTES_WITH_OBJECTS
         await self._retention.open()
         self._slabs.adopt_orphans()
         self._calls = Calls(
@@ -160,6 +167,7 @@ class NodeAgent:
             tiering=self._tiering,
             sealer=sealer,
             objects=self._objects,
+            demotion=self._demotion,
             verification=Verification(
                 ownership=ownership,
                 dram=self._dram,
@@ -233,6 +241,7 @@ class NodeAgent:
         self._spawn(self._housekeeping())
         if self._objects is not None:
             self._spawn(self._tend_objects(self._objects))
+            self._spawn(self._demotion.run())
 
     async def _open_objects(self, node_id: str) -> tuple[Sealer, ObjectTier | None]:
         """Tenants' keys, and the object tier where there is one. Raises ConfigurationInvalid."""

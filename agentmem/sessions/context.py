@@ -81,7 +81,9 @@ class Context:
     def claim_terms(self, session: Session) -> ClaimTerms:
         """What a claim on the session's pages says of them."""
         return ClaimTerms(
-            self.secrets.tenant_tag(session.tenant_id), class_of(session.kv_retention_seconds)
+            self.secrets.tenant_tag(session.tenant_id),
+            class_of(session.kv_retention_seconds),
+            self.limits.disk_encrypted,
         )
 
     def keys(

@@ -19,4 +19,5 @@ class Limits:
     log_cache_bytes: int = 64 << 20
     default_model: str = ""
     retry_grace_seconds: float = 30.0
+    disk_encrypted: bool = False
     model_aliases: tuple[str, ...] = ()

@@ -155,3 +155,31 @@ def test_without_an_object_tier_it_says_so(tmp_path: Path) -> None:
             client.demote(keys_of(TEN), release=True, timeout_seconds=5)
     finally:
         agent.end()
+
+
+def test_archived_pages_leave_the_disk_by_themselves(agent: Agent) -> None:
+    client = agent.client()
+    store(agent.engine(), TEN)
+    keep(client, TEN, TERMS._replace(retention="archive"))
+    eventually(lambda: tiers(client, TEN) == [{Tier.OBJECT}] * 10)
+    assert loads_right(agent.engine(), TEN)
+
+
+def test_a_disk_that_fills_hands_its_least_used_pages_down(place: Place, tmp_path: Path) -> None:
+    agent = Agent(tmp_path / "host")
+    agent.data_dir.mkdir()
+    agent.env.update(place.environment(), AGENTMEM_DISK_BYTES=str(40 * (4096 + 53_248)))
+    agent.start()
+    try:
+        client, engine = agent.client(), agent.engine(slots=60)
+        for start in range(0, 60, 6):
+            numbers = range(start, start + 6)
+            store(engine, numbers)
+            client.claim(f"session {start}", keys_of(numbers), time.time() + 1000, terms=TERMS)
+            eventually(lambda n=numbers: client.wait_durable(keys_of(n), 1) == [], 20)
+        assert client.stats()["relieved_disk_pages"] > 0
+        client.drop_dram()
+        assert loads_right(engine, range(60))
+        assert client.breaches() == []
+    finally:
+        agent.end()

@@ -1,0 +1,100 @@
+"""What goes to the object tier by itself: archived pages at once, least used ones of a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from heapq import nsmallest
+
+from agentmem.core import PageKey
+from agentmem.errors import StoreRefused
+from agentmem.node.tiering import Tiering
+from agentmem.pages.record import record_bytes
+from agentmem.store.disk import DiskTier
+from agentmem.store.policy import Watermarks
+from agentmem.store.table import PageUse
+
+logger = logging.getLogger(__name__)
+
+# Below those of eviction: what can be demoted is not lost.
+WATERMARKS = Watermarks(high=0.85, low=0.75)
+_CHUNK_PAGES = 1024
+_PAUSE_SECONDS = 1.0
+_ARCHIVED_MAX = 1 << 20
+
+
+class Demotion:
+    """Runs one loop. A store that fails stalls it; pages then stay where they are."""
+
+    def __init__(
+        self,
+        disk: DiskTier,
+        tiering: Tiering,
+        executor: Executor,
+        watermarks: Watermarks = WATERMARKS,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self._disk = disk
+        self._tiering = tiering
+        self._executor = executor
+        self._watermarks = watermarks
+        # Archived pages that are not in the object tier yet, in the order of their claims.
+        self._archived: dict[PageKey, None] = {}
+
+    def note_archived(self, keys: Iterable[PageKey]) -> None:
+        """A claim of the class `archive` names these: they are to leave the disk."""
+        for key in keys:
+            if len(self._archived) >= _ARCHIVED_MAX:
+                return  # the watermark sees to the rest
+            self._archived[key] = None
+
+    async def run(self) -> None:
+        """Demotes until cancelled."""
+        while True:
+            try:
+                await self._archive()
+                await self._relieve()
+            except StoreRefused as error:
+                logger.warning("pages are not demoted: %s", error)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _archive(self) -> None:
+        durable = [key for key in self._archived if key in self._disk]
+        for start in range(0, len(durable), _CHUNK_PAGES):
+            chunk = durable[start : start + _CHUNK_PAGES]
+            await self._tiering.demote(chunk, release=True)
+            for key in chunk:
+                self._archived.pop(key, None)
+            self.counters["archived_pages"] += len(chunk)
+
+    async def _relieve(self) -> None:
+        usage = self._disk.usage()
+        surplus = self._watermarks.surplus_bytes(usage.reserved_bytes, usage.budget_bytes)
+        while surplus > 0:
+            loop = asyncio.get_running_loop()
+            uses = await loop.run_in_executor(self._executor, self._least_used)
+            chunk: list[PageKey] = []
+            for use in uses:
+                if surplus <= 0:
+                    break
+                chunk.append(use.key)
+                surplus -= record_bytes(use.payload_bytes)
+            left = await self._tiering.demote(self._as_they_lie(chunk), release=True)
+            moved = len(chunk) - len(left)
+            self.counters["relieved_disk_pages"] += moved
+            if not moved:
+                return  # nothing claims these: eviction takes them
+
+    def _least_used(self) -> list[PageUse]:
+        return nsmallest(
+            _CHUNK_PAGES, self._disk.uses(), key=lambda use: (use.last_used, -use.position)
+        )
+
+    def _as_they_lie(self, keys: Sequence[PageKey]) -> list[PageKey]:
+        """In the order of their packs: pages of one session stay neighbours."""
+        copies = [copy for key in keys if (copy := self._disk.get(key)) is not None]
+        copies.sort(key=lambda copy: (copy.pack, copy.offset))
+        return [copy.key for copy in copies]
