@@ -1,4 +1,4 @@
-"""What goes to the object tier by itself: archived pages at once, least used ones of a full disk."""
+"""What goes to the object tier by itself: archived pages; the least used of a disk that fills."""
 
 from __future__ import annotations
 
