@@ -128,6 +128,11 @@ class PageIndex:
         except OSError:  # the medium went away: that is told elsewhere
             return 0
 
+    def pages(self) -> int:
+        """How many pages there are."""
+        with self._env.begin() as tx:
+            return int(tx.stat(self._pages)["entries"])
+
     def extents(self) -> Iterator[Extent]:
         """All pages, in the order of their keys. Nothing may be written meanwhile."""
         with self._env.begin(db=self._pages) as tx:

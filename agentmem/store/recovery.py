@@ -105,12 +105,13 @@ def _load(
     """Reads the index's pages. Returns those whose bytes are not in the packs any more."""
     lost = []
     now = int(time.time())
+    table.reserve(index.pages())
     for extent in index.extents():
         size_bytes = record_bytes(extent.payload_bytes)
         if extent.offset + size_bytes > sizes.get(extent.pack, 0):
             lost.append(extent)
         else:
-            table.add(extent, now)
+            table.put(extent, now)
             space.put(extent.pack, size_bytes)
     return lost
 

@@ -80,19 +80,33 @@ class PageTable:
                 return count
         return len(keys)
 
+    def reserve(self, pages: int) -> None:
+        """Makes room for so many pages, before they are put into an empty table."""
+        slots = _SLOTS_MIN
+        while 4 * pages > 2 * slots * _SHARDS:
+            slots *= 2
+        self._shards = [array("I", bytes(4 * slots)) for _ in range(_SHARDS)]
+
     def add(self, extent: Extent, last_used: int) -> None:
         """Adds a page, or replaces what is known of it."""
+        self.pop(extent.key)
+        self.put(extent, last_used)
+
+    def put(self, extent: Extent, last_used: int) -> None:
+        """Adds a page that is not here."""
         key, pack, offset, payload_bytes, sequence, position, key_id = extent
         number = self._key_numbers.get(key_id)
         if number is None:
             number = self._key_numbers[key_id] = len(self._key_ids)
             self._key_ids.append(key_id)
-        self.pop(key)
         block = offset // ALIGN_BYTES
-        row = self._free.pop() if self._free else len(self._rows) // _ROW_BYTES
         packed = _ROW.pack(key, pack, block, payload_bytes, position, last_used, number, sequence)
-        # At the end of the rows this appends.
-        self._rows[row * _ROW_BYTES : (row + 1) * _ROW_BYTES] = packed
+        if self._free:
+            row = self._free.pop()
+            self._rows[row * _ROW_BYTES : (row + 1) * _ROW_BYTES] = packed
+        else:
+            row = len(self._rows) // _ROW_BYTES
+            self._rows += packed
         self._pages += 1
         self.page_bytes += payload_bytes
         digest = int.from_bytes(key[_HASH_AT:_HASH_END], "little")

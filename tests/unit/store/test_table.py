@@ -59,6 +59,19 @@ def test_it_is_a_mapping_of_keys_to_extents(make_key: Callable[[int], PageKey]) 
     }
 
 
+@pytest.mark.parametrize("reserved", [0, 10, 100_000])
+def test_room_made_ahead_changes_nothing_else(reserved: int) -> None:
+    table = PageTable()
+    table.reserve(reserved)
+    extents = [Extent(key_of(n), n, ALIGN_BYTES, 1, n) for n in range(20_000)]
+    for extent in extents:
+        table.put(extent, 0)
+    assert [table.get(extent.key) for extent in extents] == extents
+    assert table.pop(key_of(1)) == extents[1]
+    table.put(extents[1], 0)
+    assert len(table) == len(list(table.extents())) == 20_000
+
+
 def test_moved_pages_keep_everything_but_their_place() -> None:
     table = PageTable()
     extent = Extent(key_of(1), 3, 5 * ALIGN_BYTES, 100, 7, 2, b"k" * 16)
