@@ -132,7 +132,10 @@ class Retention:
         if self._objects is None:
             return
         there = {key: copy for key in keys if (copy := self._objects.get(key)) is not None}
-        for key in await self._objects.remove(list(there)):
+        # All keys: some may be on their way there.
+        for key in await self._objects.remove(keys):
+            if key not in there:
+                continue  # it arrived in this moment
             sizes[key] = there[key].payload_bytes
             self._ownership.movements.record(key, Tier.OBJECT, None, sizes[key])
 

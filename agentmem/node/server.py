@@ -266,6 +266,7 @@ class NodeAgent:
             await self._attempt(self._reclaim_objects(objects))
             if time.monotonic() >= refresh_at:
                 await self._attempt(objects.refresh_soon())
+                await self._attempt(self._refresh_keys())
                 refresh_at = time.monotonic() + _REFRESH_SECONDS
             await asyncio.sleep(_OBJECTS_SECONDS)
 
@@ -274,6 +275,12 @@ class NodeAgent:
             await objects.reclaim()
         except StoreRefused as error:
             logger.warning("deleted pages stay in the object store for now: %s", error)
+
+    async def _refresh_keys(self) -> None:
+        try:
+            await self._keyring.refresh()
+        except StoreRefused as error:
+            logger.warning("erased tenants' keys are not looked for: %s", error)
 
     def _spawn(self, loop: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(loop))

@@ -289,6 +289,9 @@ class Tiering:
         )
         try:
             records = await self._sealer.sealed(hold.copies, self._ownership.reader)
+            # From here on the object tier itself hears of deletions.
+            gone = {copy.key for copy in hold.copies if copy.gone}
+            records = [record for record in records if record.key not in gone]
             if records:
                 await objects.put(records)
             for record in records:

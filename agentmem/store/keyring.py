@@ -3,7 +3,7 @@
 A key's id is the tenant's tag (16 bytes, opaque here). Wrapped keys lie in an index of this node
 and, where there is an object store, under `keys/` there: created once by whichever node needs one
 first, so that all nodes seal and open with the same. Destroying both makes what was sealed
-unreadable, wherever copies of it may lie.
+unreadable, wherever copies of it may lie; other nodes hear of it by `refresh`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,12 +29,16 @@ from agentmem.pages.crypt import SECRET_BYTES, DataKey, fresh_nonce
 from agentmem.pages.record import NONCE_BYTES
 from agentmem.store.lmdbfile import open_environment
 from agentmem.store.objectstore import ObjectStore
+from agentmem.store.pack import sync_directory
 
 logger = logging.getLogger(__name__)
 
 _INFO = b"agentmem data key wrapping v1"
 _VERSION = b"\x01"
 _ERASED = b"\x00"  # in place of a wrapped key: never made again under this id
+# The object that says which root key the nodes of an object store share, and its own id.
+_CHECK_NAME = "root-check"
+_CHECK_ID = b"agmem root check"
 _MAP_BYTES = 1 << 30
 _WRAPPED_BYTES = len(_VERSION) + NONCE_BYTES + SECRET_BYTES + 16
 
@@ -50,6 +55,7 @@ class Keyring:
         self._store = store
         self._keys: dict[bytes, DataKey] = {}
         self._making = asyncio.Lock()
+        self._root_checked = False
         self._thread = ThreadPoolExecutor(1, "keyring")
         self._env: lmdb.Environment
 
@@ -112,12 +118,32 @@ class Keyring:
             if self._store is not None:
                 await self._store.delete(_name(tenant))
                 await self._store.put_new(_name(tenant), _ERASED)
-            await self._in_thread(partial(self._write, tenant, _ERASED))
-            self._keys.pop(tenant, None)
+            await self._destroy(tenant)
+
+    async def refresh(self) -> int:
+        """Destroys here the keys that other nodes erased. Returns how many. Raises StoreRefused."""
+        if self._store is None:
+            return 0
+        erased = [
+            name
+            for name, size_bytes in await self._store.list("keys/")
+            if size_bytes == len(_ERASED)
+        ]
+        destroyed = 0
+        async with self._making:
+            for key_id in [key_id for key_id in self._keys if _name(key_id) in erased]:
+                await self._destroy(key_id)
+                destroyed += 1
+        return destroyed
+
+    async def _destroy(self, key_id: bytes) -> None:
+        self._keys.pop(key_id, None)
+        await self._in_thread(partial(self._overwrite, key_id))
 
     async def _make(self, tenant: bytes) -> DataKey:
         if await self._in_thread(partial(self._read, tenant)) == _ERASED:
             raise StoreRefused("the tenant was erased", reason="key_unavailable")
+        await self._check_root()
         data_key = DataKey(tenant, os.urandom(SECRET_BYTES))
         wrapped = self._wrap(data_key)
         if self._store is not None and not await self._store.put_new(_name(tenant), wrapped):
@@ -129,6 +155,15 @@ class Keyring:
         await self._in_thread(partial(self._write, tenant, wrapped))
         self._keys[tenant] = data_key
         return data_key
+
+    async def _check_root(self) -> None:
+        """Before a key is made that other nodes are to open. Raises KeyUnreadable, StoreRefused."""
+        if self._store is None or self._root_checked:
+            return
+        check = self._wrap(DataKey(_CHECK_ID, os.urandom(SECRET_BYTES)))
+        if not await self._store.put_new(_CHECK_NAME, check):
+            self._unwrap(_CHECK_ID, bytes(await self._store.get(_CHECK_NAME) or b""))
+        self._root_checked = True
 
     def _wrap(self, data_key: DataKey) -> bytes:
         nonce = fresh_nonce()
@@ -162,6 +197,30 @@ class Keyring:
     def _write(self, key_id: bytes, value: bytes) -> None:
         with self._env.begin(write=True) as tx:
             tx.put(key_id, value)
+
+    def _overwrite(self, key_id: bytes) -> None:
+        """Marks a key as erased, and writes over the file that it was in: LMDB leaves what was
+        deleted in pages that it may use again some day."""
+        self._write(key_id, _ERASED)
+        copy = self._directory.with_name(f"{self._directory.name}.copy")
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir(mode=0o700)
+        self._env.copy(str(copy), compact=True)
+        self._env.close()
+        file = self._directory / "data.mdb"
+        fd = os.open(copy / "data.mdb", os.O_RDONLY | os.O_CLOEXEC)
+        old = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            (copy / "data.mdb").rename(file)
+            sync_directory(self._directory)
+            os.pwrite(old, bytes(os.fstat(old).st_size), 0)
+            os.fsync(old)
+        finally:
+            os.close(fd)
+            os.close(old)
+            self._open()
+        shutil.rmtree(copy, ignore_errors=True)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

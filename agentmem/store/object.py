@@ -27,6 +27,7 @@ from agentmem.store.objectcopies import (
     ObjectCopy,
     Range,
     checked,
+    commit,
     copy_of,
     extent_of,
     groups,
@@ -80,6 +81,10 @@ class ObjectTier:
         # Dead records by pack: offset -> bytes. Their objects are to be rewritten.
         self._dead: dict[int, dict[int, int]] = {}
         self._live: Counter[int] = Counter()
+        # What was deleted during each upload that is under way: it must not appear afterwards.
+        self._uploads: dict[int, set[PageKey]] = {}
+        # Objects that are no packs, or damaged ones: not read again. Name -> bytes.
+        self._unreadable: dict[str, int] = {}
         self._thread = ThreadPoolExecutor(1, "object-index")
         self._reclaiming = asyncio.Lock()
         self._refreshing = asyncio.Lock()
@@ -104,11 +109,23 @@ class ObjectTier:
     def _open(self) -> None:
         self._index = PageIndex(self._directory / "index")
         self._names = PackNames(self._directory / "names")
+        self._agree()
         now = int(self._clock())
         for extent in self._index.extents():
             self._add(extent, now)
         for pack, offset, size_bytes in self._index.punches():
             self._dead.setdefault(pack, {})[offset] = size_bytes
+
+    def _agree(self) -> None:
+        """Forgets what only one of index and names knows: an upload that a crash interrupted, or
+        all of it, where one of the two was lost. `refresh` reads the objects that are there."""
+        indexed, named = self._index.packs().keys(), self._names.numbers()
+        nameless = indexed - named
+        if nameless:
+            lost = [extent for extent in self._index.extents() if extent.pack in nameless]
+            self._index.forget(lost, nameless)
+        for number in named - indexed:
+            self._names.drop(number)
 
     async def close(self) -> None:
         """Closes the index."""
@@ -134,10 +151,16 @@ class ObjectTier:
     async def put(self, records: Sequence[Record]) -> None:
         """Makes sealed records durable pages, in objects of up to `pack_bytes` each.
 
-        Raises StoreRefused; those of the objects that were made are pages then.
+        Pages that are removed meanwhile do not appear. Raises StoreRefused; those of the objects
+        that were made are pages then.
         """
-        for group in groups(records, self._pack_bytes):
-            await self._put_pack(group)
+        deleted: set[PageKey] = set()
+        self._uploads[id(deleted)] = deleted
+        try:
+            for group in groups(records, self._pack_bytes):
+                await self._put_pack(group, deleted)
+        finally:
+            del self._uploads[id(deleted)]
 
     async def fetch(
         self, copies: Sequence[ObjectCopy], timeout_seconds: float
@@ -169,7 +192,12 @@ class ObjectTier:
             await asyncio.gather(*reads, return_exceptions=True)
 
     async def remove(self, keys: Sequence[PageKey]) -> list[PageKey]:
-        """Removes pages: not found any more on return. `reclaim` destroys their bytes."""
+        """Removes pages: not found any more on return. `reclaim` destroys their bytes.
+
+        Returns those that were there. Name pages that may be on their way here, too.
+        """
+        for deleted in self._uploads.values():
+            deleted.update(keys)
         extents = await self._in_thread(partial(self._index.remove, list(keys)))
         for extent in extents:
             self._take_out(extent)
@@ -194,7 +222,13 @@ class ObjectTier:
         async with self._refreshing:
             known = self._names.all()
             listed = dict(await self._store.list(f"{_FOLDER}/"))
-            fresh = [name for name in listed if name not in known and name not in self._names]
+            fresh = [
+                name
+                for name, size_bytes in listed.items()
+                if name not in known
+                and name not in self._names
+                and self._unreadable.get(name) != size_bytes
+            ]
             pages = 0
             for name in fresh[:_IMPORTS_PER_REFRESH]:
                 pages += await self._take_in(name, listed[name])
@@ -213,9 +247,9 @@ class ObjectTier:
         except StoreRefused as error:
             logger.warning("the object tier is not refreshed: %s", error)
 
-    async def _put_pack(self, records: Sequence[Record]) -> None:
+    async def _put_pack(self, records: Sequence[Record], deleted: set[PageKey]) -> None:
         extents, state = await self._upload(records)
-        refused = await self._in_thread(partial(self._commit, extents, state))
+        refused = await self._in_thread(partial(commit, self._index, extents, state, deleted))
         self._note_written(extents, refused)
 
     async def _upload(self, records: Sequence[Record]) -> tuple[list[Extent], PackState]:
@@ -233,9 +267,6 @@ class ObjectTier:
         if not made:
             logger.warning("object %s was there already: a write that was tried again", name)
         return [extent_of(number, row) for row in rows], PackState(len(data), sealed=True)
-
-    def _commit(self, extents: list[Extent], state: PackState) -> list[Extent]:
-        return self._index.commit(extents, {extents[0].pack: state} if extents else {})
 
     def _note_written(self, extents: Sequence[Extent], refused: Sequence[Extent]) -> None:
         now = int(self._clock())
@@ -294,12 +325,13 @@ class ObjectTier:
             rows = await self._rows(name, size_bytes)
         except PageCorrupt as error:
             self.counters["object_packs_unreadable"] += 1
+            self._unreadable[name] = size_bytes
             logger.error("object %s is left alone: %s", name, error)
             return 0
         number = await self._in_thread(partial(self._names.add, name))
         extents = [extent_of(number, row) for row in rows]
         state = PackState(size_bytes, sealed=True)
-        refused = await self._in_thread(partial(self._commit, extents, state))
+        refused = await self._in_thread(partial(commit, self._index, extents, state))
         self._note_written(extents, refused)
         return len(extents) - len(refused)
 

@@ -33,6 +33,10 @@ class PackNames:
         """Every name."""
         return set(self._numbers)
 
+    def numbers(self) -> set[int]:
+        """Every number."""
+        return set(self._names)
+
     def name(self, number: int) -> str:
         """The object of a number. Raises KeyError."""
         return self._names[number]

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlparse
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import from_url
 
 from agentmem.errors import ConfigurationInvalid, StoreRefused
+from agentmem.store.pack import sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +69,20 @@ class ObjectStore:
             allowed = {"allow_http": endpoint.startswith("http://")}
             options["client_options"] = {**allowed, **options.get("client_options", {})}
         self._store = _open(url, call_seconds_max, options)
+        # An object in a directory survives a loss of power only when it is synced.
+        in_directory = url.startswith("file://")
+        self._directory = Path(unquote(urlparse(url).path)) if in_directory else None
 
     async def put_new(self, name: str, data: bytes | memoryview) -> bool:
-        """Makes an object whole; False, and nothing changed, where the name is taken already."""
-        return await self._call(
-            "put", lambda: obstore.put_async(self._store, name, data, mode="create"), _made, False
-        )
+        """Makes an object, whole and durable; False, and nothing changed, where the name is taken
+        already."""
+
+        async def make() -> None:
+            await obstore.put_async(self._store, name, data, mode="create")
+            if self._directory is not None:
+                await asyncio.to_thread(_sync, self._directory, name)
+
+        return await self._call("put", make, _made, False)
 
     async def get(self, name: str) -> memoryview | None:
         """The whole object; None where there is none."""
@@ -160,6 +172,18 @@ class ObjectStore:
             self._pause_seconds = min(2 * self._pause_seconds, _PAUSE_SECONDS_MAX)
             logger.error("the object store fails: %s", self.failing)
         return StoreRefused(f"the object store failed: {self.failing}", reason="object_failed")
+
+
+def _sync(directory: Path, name: str) -> None:
+    path = directory / name
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    while path != directory:
+        path = path.parent
+        sync_directory(path)
 
 
 def _made(_answer: object) -> bool:
