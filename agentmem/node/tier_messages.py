@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from agentmem.node.messages import Keys, Seconds, Struct
-from agentmem.store.claims import TENANT_BYTES
+from agentmem.pages.record import KEY_ID_BYTES
 
-TenantTag = Annotated[bytes, msgspec.Meta(min_length=TENANT_BYTES, max_length=TENANT_BYTES)]
+TenantTag = Annotated[bytes, msgspec.Meta(min_length=KEY_ID_BYTES, max_length=KEY_ID_BYTES)]
 
 
 class Prefetch(Struct, tag="prefetch"):
