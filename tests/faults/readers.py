@@ -17,6 +17,7 @@ from tests.integration.node.conftest import PAGE_BYTES, keys_of, load, payload_o
 
 _NUMBERS = 240
 _RUN_MAX = 8
+_SLAB_BYTES = 300_000  # five slots: every engine has some
 _BUDGETS = {
     "AGENTMEM_DRAM_BYTES": str(4 << 20),
     "AGENTMEM_DISK_BYTES": str(100 * record_bytes(PAGE_BYTES)),
@@ -32,7 +33,7 @@ def read_while_evicting(directory: Path, seed: int, *, engines: int, steps: int)
 
     def run(number: int) -> None:
         dice = random.Random(seed * 1000 + number)
-        engine = rig.agent.engine(f"engine-{number}", slots=0)
+        engine = rig.agent.engine(f"engine-{number}", slots=0, slab_bytes=_SLAB_BYTES)
         client = rig.agent.client(timeout_seconds=20.0)
         mine: Counter[str] = Counter()
         try:
@@ -51,7 +52,8 @@ def read_while_evicting(directory: Path, seed: int, *, engines: int, steps: int)
         for thread in threads:
             thread.join()
         if faults:
-            raise Broken(f"seed {seed}: {faults}") from faults[0]
+            log = rig.agent.log.read_text()[-3000:]
+            raise Broken(f"seed {seed}: {faults}\n{log}") from faults[0]
         stats = rig.agent.client().stats()
         for counter in ("corrupt", "quarantined"):
             for tier in ("dram", "disk"):
