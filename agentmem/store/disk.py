@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -165,7 +165,8 @@ class DiskTier:
         returns, it writes the next batch while the index commits this one.
         """
         try:
-            batch, refused = await self._write(records, self._commit)
+            make_room = partial(self._make_room, sum(len(record.view) for record in records))
+            batch, refused = await self._pipeline.write(records, make_room, self._commit)
         except (OSError, lmdb.Error) as error:
             raise self._refusal(error) from error
         self.degraded = ""
@@ -191,13 +192,6 @@ class DiskTier:
                 self._table.add(extent, now)
         return refused
 
-    async def _write(
-        self, records: Sequence[Record], commit: Callable[[Batch], Awaitable[T]]
-    ) -> tuple[Batch, T]:
-        """As `Pipeline.write`. Raises StoreRefused without room in the budget, too."""
-        size_bytes = sum(len(record.view) for record in records)
-        return await self._pipeline.write(records, partial(self._make_room, size_bytes), commit)
-
     async def compact(self) -> int:
         """Moves the pages of one pack that is mostly empty to the newest, so that it goes.
 
@@ -210,10 +204,16 @@ class DiskTier:
         if not live:
             return 0
         size_bytes = sum(len(record.view) for _, record in live)
-        if self._missing_bytes(size_bytes) > 0:
-            return 0  # making room for it would cost pages
-        old = [extent for extent, _ in live]
-        await self._write([record for _, record in live], partial(self._move, old))
+
+        async def only_into_room(full: OSError | None) -> None:
+            if full or self._missing_bytes(size_bytes) > 0:  # making room would cost pages
+                raise full or StoreRefused("no room to compact into", reason="disk_budget")
+
+        move = partial(self._move, [extent for extent, _ in live])
+        try:
+            await self._pipeline.write([record for _, record in live], only_into_room, move)
+        except StoreRefused:
+            return 0
         await self.reclaim()
         self.counters["compacted_packs"] += 1
         self.counters["compacted_bytes"] += size_bytes

@@ -175,3 +175,20 @@ async def test_without_holes_the_space_comes_back_with_the_file(
     assert disk.usage().reserved_bytes == 3 * RECORD
     size = (tmp_path / "pack-00000001.agm").stat().st_size
     assert size == PACK_HEADER_BYTES + 3 * RECORD
+
+
+async def test_where_the_room_is_gone_by_then_nothing_moves_and_nothing_is_evicted(
+    open_disk: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = await sparse(open_disk)
+    read_live = disk._compactor.read
+
+    async def read_while_others_write(*args: object, **options: object) -> object:
+        live = await read_live(*args, **options)  # type: ignore[arg-type]
+        monkeypatch.setattr(disk, "_budget_bytes", disk.usage().reserved_bytes)
+        return live
+
+    monkeypatch.setattr(disk._compactor, "read", read_while_others_write)
+    assert await disk.compact() == 0
+    await everything_is_right(disk, [3, 7, 8, 9])
+    assert disk.counters["evicted_disk_pages"] == 0
