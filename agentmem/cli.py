@@ -177,6 +177,7 @@ def bench_store(
     rows: str = "",
     rounds: int = 5,
     page_bytes: str = "both",
+    model: Model = None,
     dir: Path | None = None,  # noqa: A002 - the name of the option
 ) -> None:
     """Measure every tier against memcpy and the raw disk. --json writes a report.
@@ -189,7 +190,12 @@ def bench_store(
 
     wanted = tuple(name.strip() for name in rows.split(",") if name.strip())
     result = run_store_bench(
-        rows=wanted, rounds=rounds, page_bytes=page_bytes, directory=dir, say=print
+        rows=wanted,
+        rounds=rounds,
+        page_bytes=page_bytes,
+        directory=dir,
+        model=_path(model) or "",
+        say=print,
     )
     write(result, json)
 

@@ -8,19 +8,21 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import httpx2
 
+from agentmem.config import Settings
 from agentmem.core import PageKey
 from agentmem.engine.sglang.activate import DEVICE_VARIABLE
-from agentmem.engine.sglang.launch import EngineOptions, LaunchPlan, plan_launch
+from agentmem.engine.sglang.launch import EngineOptions, LaunchPlan, cuda_is_there, plan_launch
 from agentmem.engine.sglang.process import SglangProcess, StorageProof
 from agentmem.loopback import free_port
 from agentmem.pages.keys import page_keys
+from agentmem.worker import resolve_model
 
 Backend = Literal["agentmem", "file", "none"]
 SALT = "bench"
@@ -169,6 +171,25 @@ class Server:
     def _client(self) -> httpx2.Client:
         assert self._http is not None, "the server was started"
         return self._http
+
+
+def model_options(
+    settings: Settings, say: Callable[[str], None] = lambda _: None
+) -> tuple[EngineOptions, int]:
+    """How a worker with these settings would start its engine, and the model's vocabulary."""
+    served = resolve_model(settings, say)
+    description = served.description
+    options = EngineOptions(
+        model_path=description.path,
+        model_name=served.name,
+        fingerprint=served.fingerprint,
+        context_tokens=served.context_tokens,
+        page_tokens=settings.page_tokens,
+        kv_bytes_per_token=description.kv_bytes_per_token,
+        node_socket=settings.node_socket,
+        cuda=cuda_is_there(),
+    )
+    return options, description.vocab_size
 
 
 def random_prompt(seed: int, tokens: int, vocabulary: int) -> list[int]:

@@ -14,14 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from agentmem.bench.engines import Answer, Backend, Server, random_prompt
+from agentmem.bench.engines import Answer, Backend, Server, model_options, random_prompt
 from agentmem.bench.limits import MIB, Memory, best_read, drop_page_cache, raw_read, raw_write
 from agentmem.bench.report import Goal, Moved, Row, missing_row, ratio_row, report
 from agentmem.bench.store_system import BenchFailed, Node, claim, wait_durable
-from agentmem.config import Settings
-from agentmem.engine.sglang.launch import EngineOptions, cuda_is_there
 from agentmem.errors import AgentmemError
-from agentmem.worker import resolve_model
 
 Load = Literal["always", "never", "auto"]
 GOALS = {
@@ -59,27 +56,15 @@ class ResumeBench:
         self, directory: Path, model: str, tokens: int, load: Load, say: Callable[[str], None]
     ) -> None:
         self._say = say
-        settings = Settings(data_dir=directory / "system", model=model)
-        served = resolve_model(settings, say)
-        self.model_name = served.name
         self._node = Node(directory / "system", model=model)
-        description = served.description
-        self._options = EngineOptions(
-            model_path=description.path,
-            model_name=served.name,
-            fingerprint=served.fingerprint,
-            context_tokens=served.context_tokens,
-            page_tokens=settings.page_tokens,
-            kv_bytes_per_token=description.kv_bytes_per_token,
-            node_socket=settings.node_socket,
-            cuda=cuda_is_there(),
-        )
+        self._options, vocabulary = model_options(self._node.settings, say)
+        self.model_name = self._options.model_name
         self._directory = directory
         self._load = load
-        self._prompt = random_prompt(1, tokens, description.vocab_size)
-        self._warm_up = random_prompt(2, _WARM_UP_TOKENS, description.vocab_size)
-        self._pages = (tokens - 1) // settings.page_tokens
-        self.bytes = self._pages * settings.page_tokens * description.kv_bytes_per_token
+        self._prompt = random_prompt(1, tokens, vocabulary)
+        self._warm_up = random_prompt(2, _WARM_UP_TOKENS, vocabulary)
+        self._pages = (tokens - 1) // self._options.page_tokens
+        self.bytes = self._pages * self._options.page_tokens * self._options.kv_bytes_per_token
         self.tokens = tokens
         self._stored: Answer | None = None
 

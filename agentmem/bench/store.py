@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentmem.bench import store_disk, store_dram, store_index
+from agentmem.bench import store_disk, store_dram, store_engine, store_index, store_object
 from agentmem.bench.report import Goal, Row, missing_row, report
 from agentmem.bench.store_system import SHAPES, Shape
 from agentmem.errors import AgentmemError, InvalidRequest
@@ -20,7 +20,14 @@ from agentmem.errors import AgentmemError, InvalidRequest
 ROUNDS = 5
 _FINDING = ("find_128", "find_2048")
 _INDEX = "index_1m"
-ROWS = (*store_dram.ROWS, *store_disk.ROWS, *_FINDING, _INDEX)
+ROWS = (
+    *store_dram.ROWS,
+    *store_disk.ROWS,
+    *store_object.ROWS,
+    *store_engine.ROWS,
+    *_FINDING,
+    _INDEX,
+)
 
 
 def run_store_bench(
@@ -29,9 +36,11 @@ def run_store_bench(
     rounds: int = ROUNDS,
     page_bytes: str = "both",
     directory: Path | None = None,
+    model: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measures the given rows (all, if none is given) below `directory`, which decides which disk.
+    `model` is what `store_cost` serves; empty: SmolLM2-135M.
 
     `say` is told what is going on. Raises InvalidRequest for a row or a size that is not known.
     """
@@ -41,7 +50,7 @@ def run_store_bench(
         raise InvalidRequest(f"no such row: {', '.join(unknown)}. There are: {', '.join(ROWS)}")
     made: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="agentmem-bench-", dir=directory) as scratch:
-        for part in _parts(Path(scratch), wanted, rounds, _shapes(page_bytes)):
+        for part in _parts(Path(scratch), wanted, rounds, _shapes(page_bytes), model):
             for row in part():
                 say(f"{row.name}: {'met' if row.met else 'missed'}")
                 made.append(row)
@@ -57,15 +66,23 @@ def _shapes(page_bytes: str) -> list[Shape]:
 
 
 def _parts(
-    scratch: Path, wanted: Sequence[str], rounds: int, shapes: Sequence[Shape]
+    scratch: Path, wanted: Sequence[str], rounds: int, shapes: Sequence[Shape], model: str
 ) -> list[Callable[[], list[Row]]]:
     """What is to be run, each with an agent of its own; one that fails gives rows saying why."""
     parts: list[Callable[[], list[Row]]] = []
     for shape in shapes:
-        for module, run in ((store_dram, store_dram.run_dram), (store_disk, store_disk.run_disk)):
-            goals = {name: goal for name, goal in module.ROWS.items() if name in wanted}
+        for every, run in (
+            (store_dram.ROWS, store_dram.run_dram),
+            (store_disk.ROWS, store_disk.run_disk),
+            (store_object.ROWS, store_object.run_object),
+        ):
+            goals = {name: goal for name, goal in every.items() if name in wanted}
             if goals:
                 parts.append(_part(goals, shape, run, scratch, shape, tuple(goals), rounds))
+    goals = {name: goal for name, goal in store_engine.ROWS.items() if name in wanted}
+    if goals:
+        given = (scratch, tuple(goals), rounds, model)
+        parts.append(_part(goals, None, store_engine.run_engine, *given))
     finding = [name for name in _FINDING if name in wanted]
     if finding:
         goals = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import random
 import statistics
@@ -39,7 +38,6 @@ from agentmem.bench.store_system import (
 )
 from agentmem.core import PageKey
 from agentmem.native.datapath import READ_THREADS
-from agentmem.node.client import NodeClient
 
 ROWS = {
     "disk_read_verified": Goal("GB/s", 0.9),
@@ -52,11 +50,6 @@ _TURN_PAGES_MAX = 64
 _RATE_SHARE = 0.5
 _WAITERS = 16
 _BUFFER_BYTES = 256 * MIB
-
-
-def can_encrypt() -> bool:
-    """Whether claims can ask for encrypted pages."""
-    return "encrypted" in inspect.signature(NodeClient.claim).parameters
 
 
 class DiskBench:
@@ -83,8 +76,6 @@ class DiskBench:
 
     def read_encrypted(self, rounds: int) -> Row:
         """Pages that lie encrypted in their packs, and are opened on the way."""
-        if not can_encrypt():
-            raise BenchFailed("claims cannot ask for encryption")
         return self._read("disk_read_encrypted", rounds, encrypted=True)
 
     def write_durable(self, rounds: int) -> Row:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from agentmem.bench.limits import Memory
 from agentmem.bench.report import Goal, Row, missing_row
 from agentmem.config import Settings
-from agentmem.core import Fingerprint, PageHash, PageKey
+from agentmem.core import ClaimTerms, Fingerprint, PageHash, PageKey
 from agentmem.errors import AgentmemError, NodeUnavailable
 from agentmem.lifeline import PARENT_VARIABLE
 from agentmem.native.jobs import PageBuffers
@@ -62,7 +62,10 @@ SHAPES = {str(shape.page_bytes): shape for shape in (SMOLLM2, LLAMA_8B)}
 class Node:
     """A node agent in a process of its own, below a directory of its own."""
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
+    def __init__(
+        self, directory: Path, *, environment: Mapping[str, str] | None = None, **settings: Any
+    ) -> None:
+        self._environment = environment or {}
         self.settings = Settings(data_dir=directory, **settings)
         self.client = NodeClient(self.settings.node_socket, role="gateway", timeout_seconds=60.0)
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,6 +82,7 @@ class Node:
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ,
+            **self._environment,
             **settings_environment(self.settings),
             PARENT_VARIABLE: str(os.getpid()),
         }
@@ -283,8 +287,8 @@ class BenchEngine:
 
 def claim(node: Node, claim_id: str, keys: Sequence[PageKey], *, encrypted: bool = False) -> None:
     """Claims pages for an hour, as the gateway does after a turn."""
-    options: dict[str, Any] = {"tenant": TENANT, "encrypted": True} if encrypted else {}
-    node.client.claim(claim_id, list(keys), time.time() + _CLAIM_SECONDS, **options)
+    terms = ClaimTerms(tenant=TENANT, encrypted=encrypted)
+    node.client.claim(claim_id, list(keys), time.time() + _CLAIM_SECONDS, terms=terms)
 
 
 def wait_durable(node: Node, keys: Sequence[PageKey], timeout_seconds: float = 120.0) -> float:
