@@ -105,8 +105,14 @@ async def test_a_commit_that_fails_takes_back_what_was_written_behind_it(
             written.set()
         return end
 
+    commits = 0
+
     def fail(*args: object) -> object:
+        nonlocal commits
+        commits += 1
         assert written.wait(5)
+        if commits > 1:  # of the batch behind it, whose bytes are taken back as well
+            return commit(*args)  # type: ignore[arg-type]
         if kept:
             commit(*args)  # type: ignore[arg-type]
         raise lmdb.PanicError("broken")
