@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from agentmem.core import PageKey
 from agentmem.pages.record import record_bytes
+from agentmem.store.base import NOBODY
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramCopy, DramTier, Slab
 from agentmem.store.index import Extent
@@ -45,13 +46,17 @@ class Eviction:
             goes = not copy.holds and may_go(copy)
             goes = goes and (within is None or copy.slab.name in within)
             wanted -= goes
-            window[copy.key] = (_page_of(copy, kept=not goes), copy)
+            is_below = copy.key in self._disk
+            window[copy.key] = (_page_of(copy, kept=not goes, is_below=is_below), copy)
         used = dict(self._dram.tenant_bytes)
+        shares = fair_shares(self._dram.usage().budget_bytes, used)
+        # Whose an unclaimed page is shows when its turn ends: until then it is over nobody's share.
+        shares.pop(NOBODY.tenant, None)
         victims = plan_eviction(
             [page for page, _ in window.values()],
             self._dram.usage().page_bytes,
             time.monotonic(),
-            shares=fair_shares(self._dram.usage().budget_bytes, used),
+            shares=shares,
             used_bytes=used,
             pages_max=pages_max,
         )
@@ -93,7 +98,7 @@ class Eviction:
         return freed
 
 
-def _page_of(copy: DramCopy, *, kept: bool) -> Page:
+def _page_of(copy: DramCopy, *, kept: bool, is_below: bool) -> Page:
     owner = copy.owner
     return Page(
         copy.key,
@@ -104,4 +109,5 @@ def _page_of(copy: DramCopy, *, kept: bool) -> Page:
         owner.retention,
         owner.tenant,
         kept,
+        is_below,
     )

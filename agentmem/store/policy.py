@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Strongest last, as in `store.claims.RETENTIONS`; "" is a page that nothing ever claimed.
+# Strongest last, as in `store.claims.RETENTIONS`; "" is a page that nothing claims, or not yet: one
+# of a turn that still runs.
 _WEIGHTS = {
-    "": 0.5,
+    "": 1.0,
     "scratch": 0.25,
     "ephemeral": 1.0,
     "standard": 2.0,
@@ -29,6 +30,10 @@ _HALF_LIVES_SECONDS = {
     "persistent": 7 * 86_400.0,
     "archive": 30 * 86_400.0,
 }
+
+
+# What bringing a page back from a lower tier is taken to cost, of the seconds to recompute it.
+_BELOW_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Page:
 
     `parent` is the page before it, None where that is unknown or there is none; `position` counts
     from 0; `last_used` is in the caller's seconds. What is `kept` (promised, or being read) never
-    goes.
+    goes. `is_below`: a lower tier has it, too, so that losing it here costs a load and no prefill.
     """
 
     key: bytes
@@ -85,6 +90,7 @@ class Page:
     retention: str = ""
     tenant: bytes = b""
     kept: bool = False
+    is_below: bool = False
 
 
 class Watermarks(NamedTuple):
@@ -118,7 +124,8 @@ class Waiting(NamedTuple):
 
 def value_per_byte(page: Page, now: float, cost: PrefillCost, returns: Returns) -> float:
     """Seconds of prefill that keeping a byte of the page is expected to save, weighted by class."""
-    worth = cost.page_seconds(page.position) * returns.weights[page.retention]
+    seconds = cost.page_seconds(page.position) * (_BELOW_SHARE if page.is_below else 1.0)
+    worth = seconds * returns.weights[page.retention]
     return worth * returns.expectation(page, now) / max(1, page.size_bytes)
 
 

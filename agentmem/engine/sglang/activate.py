@@ -7,7 +7,6 @@ SGLang logs a plugin's exception and carries on without it, so a worker that sta
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,7 @@ def activate() -> None:
             f"agentmem fits SGLang {SGLANG_VERSION}, not {sglang.version.__version__}"
         )
     from agentmem.engine.sglang import aborts, seeding
-    from agentmem.node.transfer import SWITCH_INTERVAL_SECONDS
 
-    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     aborts.install()
     seeding.install(cpu=device == "cpu")
     if device == "cpu":

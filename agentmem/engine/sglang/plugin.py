@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 from agentmem.core import Fingerprint, PageHash
 from agentmem.errors import ConfigurationInvalid
 from agentmem.native.jobs import PageBuffers
-from agentmem.node.transfer import PageTransfer
+from agentmem.node.transfer import SWITCH_INTERVAL_SECONDS, PageTransfer
 
 logger = logging.getLogger("agentmem.plugin")
 
@@ -40,6 +41,7 @@ class PageStorage(HiCacheStorage):  # type: ignore[misc]
         config = storage_config.extra_config
         if storage_config.tp_size != 1 or storage_config.pp_size != 1:
             raise ConfigurationInvalid("agentmem keeps pages of TP 1 and PP 1 only, so far")
+        sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
         self._config = config
         self._page_tokens = int(config["page_tokens"])
         self._fingerprint = Fingerprint(bytes.fromhex(config["fingerprint"]))

@@ -54,6 +54,14 @@ async def test_of_pages_that_nothing_claims_the_beginning_of_a_load_goes_last(no
     assert in_dram(node, range(6)) == [0, 1, 2, 3]
 
 
+async def test_pages_of_a_running_turn_outlast_those_that_are_on_disk_too(node: Node) -> None:
+    await keep(node, "a", *range(6))
+    node.store(*range(20, 26))
+    assert await node.write_behind.drain(10)
+    assert node.ownership.evict(4, [node.slab]) == 4
+    assert in_dram(node, range(30)) == [0, 1, *range(20, 26)]
+
+
 async def test_what_precedes_a_page_that_is_read_stays(node: Node) -> None:
     await keep(node, "a", *range(6))
     hold = node.ownership.holds.take([c for c in [node.dram.get(key_of(3))] if c is not None])

@@ -151,6 +151,9 @@ def test_what_pages_are_worth() -> None:
     assert value(last_used=NOW) > value()
     assert value(retention="persistent") > value() > value(retention="ephemeral")
     assert value(tenant=b"slow") > value()
+    assert value(is_below=True) < value()
+    fresh = value(last_used=NOW, retention="")
+    assert fresh > value(last_used=NOW, retention="persistent", is_below=True)
     assert value(last_used=NOW + 5) == value(last_used=NOW), "a clock that went back"
     assert value(last_used=-1e12, retention="ephemeral") >= 0
 
