@@ -20,6 +20,7 @@ from agentmem.store.base import PageOwner
 from agentmem.store.claims import TENANT_BYTES
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramCopy, DramTier
+from agentmem.store.index import Unclaimed
 from agentmem.store.object import ObjectTier
 from agentmem.store.policy import Admission
 
@@ -121,23 +122,19 @@ class Retention:
             movements.record(key, Tier.DRAM, None, copy.payload_bytes)
             if count % _SCRUB_CHUNK_PAGES == 0:
                 await asyncio.sleep(0)  # zeroing takes time: let other connections have a turn
-        await self._delete_objects(unclaimed.keys, sizes)
+        await self._delete_objects(unclaimed, sizes)
         await self._write_behind.batch_ended()  # it holds pages, too
         await self._disk.reclaim()
         self._ownership.counters["deleted_pages"] += len(sizes)
         return len(sizes), sum(sizes.values())
 
-    async def _delete_objects(self, keys: Sequence[PageKey], sizes: dict[PageKey, int]) -> None:
+    async def _delete_objects(self, unclaimed: Unclaimed, sizes: dict[PageKey, int]) -> None:
         """Makes pages of the object tier invisible; the sweep rewrites the packs they are in."""
         if self._objects is None:
             return
-        there = {key: copy for key in keys if (copy := self._objects.get(key)) is not None}
-        # All keys: some may be on their way there.
-        for key in await self._objects.remove(keys):
-            if key not in there:
-                continue  # it arrived in this moment
-            sizes[key] = there[key].payload_bytes
-            self._ownership.movements.record(key, Tier.OBJECT, None, sizes[key])
+        for extent in await self._objects.remove(unclaimed.keys, up_to=unclaimed.sequence):
+            sizes[extent.key] = extent.payload_bytes
+            self._ownership.movements.record(extent.key, Tier.OBJECT, None, extent.payload_bytes)
 
     async def judge(self, suspects: Sequence[Copy]) -> None:
         """Reads pages that a reader found corrupt, and quarantines those that are.

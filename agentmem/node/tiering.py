@@ -280,7 +280,7 @@ class Tiering:
         self.counters["corrupt_object_pages"] += 1
         self.counters["quarantined_object_pages"] += 1
         logger.error("object page %s is quarantined: %s", key.hex(), why)
-        await objects.remove([key])
+        await objects.quarantine([key])
 
     async def _put(self, objects: ObjectTier, keys: Sequence[PageKey]) -> None:
         """Seals and uploads one batch."""

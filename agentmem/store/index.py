@@ -218,10 +218,15 @@ class PageIndex:
             self._put_packs(tx, packs)
         return moved
 
-    def remove(self, keys: Iterable[PageKey]) -> list[Extent]:
-        """Removes pages; their bytes are listed for punching. Returns what was there."""
+    def remove(self, keys: Sequence[PageKey], up_to: int | None = None) -> list[Extent]:
+        """Removes pages; their bytes are listed for punching. Returns what was there.
+
+        `up_to`: only records of a sequence up to that; such that come late are no pages either.
+        """
         with self._env.begin(write=True) as tx:
-            return [extent for key in keys if (extent := self._pop(tx, key)) is not None]
+            for key in keys if up_to is not None else ():
+                tx.put(key, _U64.pack(up_to), db=self._doomed)
+            return [extent for key in keys if (extent := self._pop(tx, key, up_to)) is not None]
 
     def forget(self, extents: Iterable[Extent], packs: Iterable[int]) -> None:
         """Drops pages and packs whose files are gone, without anything left to punch."""
@@ -344,10 +349,11 @@ class PageIndex:
                 positioned = cursor.next()
         return uses, after
 
-    def _pop(self, tx: Any, key: PageKey) -> Extent | None:
-        value = tx.pop(key, db=self._pages)
-        if value is None:
+    def _pop(self, tx: Any, key: PageKey, up_to: int | None = None) -> Extent | None:
+        value = tx.get(key, db=self._pages)
+        if value is None or (up_to is not None and _extent(key, value).sequence > up_to):
             return None
+        tx.delete(key, db=self._pages)
         extent = _extent(key, value)
         self._leftovers.remove(tx, key)
         self._list_punch(tx, extent)

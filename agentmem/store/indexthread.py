@@ -41,9 +41,9 @@ class IndexThread:
 
     index: PageIndex
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "disk-index") -> None:
         self.damaged = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "disk-index")
+        self._thread = ThreadPoolExecutor(1, name)
 
     async def open(self, path: Path, recover: Recover) -> Recovery:
         """Opens the index and has it recovered. Raises lmdb.Error, OSError.

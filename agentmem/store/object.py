@@ -11,29 +11,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agentmem.core import PageKey, Tier
 from agentmem.errors import PageCorrupt, StoreRefused
 from agentmem.pages.record import record_bytes
 from agentmem.store.base import TierUsage
-from agentmem.store.index import Extent, PackState, PageIndex
-from agentmem.store.objectcopies import (
-    ObjectCopy,
-    Range,
-    checked,
-    commit,
-    copy_of,
-    extent_of,
-    groups,
-    ranges_of,
-)
-from agentmem.store.objectnames import PackNames
+from agentmem.store.index import Extent
+from agentmem.store.objectcopies import ObjectCopy, checked, copy_of, groups
+from agentmem.store.objectindex import ObjectIndex
 from agentmem.store.objectpack import (
     TAIL_BYTES,
     TRAILER_BYTES,
@@ -42,6 +31,7 @@ from agentmem.store.objectpack import (
     decode_trailer,
     encode_pack,
 )
+from agentmem.store.objectreader import ObjectReader
 from agentmem.store.objectstore import ObjectStore
 from agentmem.store.packwriter import Record
 from agentmem.store.table import PageTable
@@ -49,10 +39,13 @@ from agentmem.store.table import PageTable
 logger = logging.getLogger(__name__)
 
 _FOLDER = "packs"
-_RANGES_AT_ONCE = 8
 _IMPORTS_PER_REFRESH = 256
+_IMPORTS_AT_ONCE = 8
 _REFRESH_SECONDS_MIN = 2.0
 _FETCH_SECONDS = 600.0
+_SCAN_CHUNK_PAGES = 1024
+# An upload that nobody waits for any more may still arrive: so long a deletion is remembered for it
+_LATE_NS_MAX = 600 * 10**9
 
 T = TypeVar("T")
 
@@ -76,21 +69,20 @@ class ObjectTier:
         self._node_id = node_id
         self._pack_bytes = pack_bytes
         self._clock = clock
+        self._index = ObjectIndex()
         self._table = PageTable()
+        self._reader = ObjectReader(store, self._index, self._table)
         self._record_bytes = 0
         # Dead records by pack: offset -> bytes. Their objects are to be rewritten.
         self._dead: dict[int, dict[int, int]] = {}
         self._live: Counter[int] = Counter()
-        # What was deleted during each upload that is under way: it must not appear afterwards.
-        self._uploads: dict[int, set[PageKey]] = {}
-        # Objects that are no packs, or damaged ones: not read again. Name -> bytes.
-        self._unreadable: dict[str, int] = {}
-        self._thread = ThreadPoolExecutor(1, "object-index")
+        # Objects under way, which no refresh may take for a stranger's or for lost.
+        self._uploading: set[str] = set()
+        self._unreadable: set[str] = set()
+        self._changes: set[asyncio.Task[Any]] = set()
         self._reclaiming = asyncio.Lock()
         self._refreshing = asyncio.Lock()
         self._refreshed_at = float("-inf")
-        self._index: PageIndex
-        self._names: PackNames
 
     @property
     def counters(self) -> Counter[str]:
@@ -104,34 +96,17 @@ class ObjectTier:
 
     async def open(self) -> None:
         """Reads the index. The store is not asked: `refresh` does that. Raises lmdb.Error."""
-        await self._in_thread(self._open)
-
-    def _open(self) -> None:
-        self._index = PageIndex(self._directory / "index")
-        self._names = PackNames(self._directory / "names")
-        self._agree()
+        known = await self._index.open(self._directory)
         now = int(self._clock())
-        for extent in self._index.extents():
+        for extent in known.extents:
             self._add(extent, now)
-        for pack, offset, size_bytes in self._index.punches():
+        for pack, offset, size_bytes in known.dead:
             self._dead.setdefault(pack, {})[offset] = size_bytes
 
-    def _agree(self) -> None:
-        """Forgets what only one of index and names knows: an upload that a crash interrupted, or
-        all of it, where one of the two was lost. `refresh` reads the objects that are there."""
-        indexed, named = self._index.packs().keys(), self._names.numbers()
-        nameless = indexed - named
-        if nameless:
-            lost = [extent for extent in self._index.extents() if extent.pack in nameless]
-            self._index.forget(lost, nameless)
-        for number in named - indexed:
-            self._names.drop(number)
-
     async def close(self) -> None:
-        """Closes the index."""
-        await self._in_thread(self._index.close)
-        await self._in_thread(self._names.close)
-        self._thread.shutdown(wait=True)
+        """Closes the index, once what was begun there is done."""
+        await asyncio.gather(*self._changes, return_exceptions=True)
+        await self._index.close()
 
     def __contains__(self, key: object) -> bool:
         """Whether the page is in the object store."""
@@ -151,68 +126,45 @@ class ObjectTier:
     async def put(self, records: Sequence[Record]) -> None:
         """Makes sealed records durable pages, in objects of up to `pack_bytes` each.
 
-        Pages that are removed meanwhile do not appear. Raises StoreRefused; those of the objects
-        that were made are pages then.
+        Those that exist, or that were deleted meanwhile, are left out. Raises StoreRefused; those
+        of the objects that were made are pages then.
         """
-        deleted: set[PageKey] = set()
-        self._uploads[id(deleted)] = deleted
-        try:
-            for group in groups(records, self._pack_bytes):
-                await self._put_pack(group, deleted)
-        finally:
-            del self._uploads[id(deleted)]
+        for group in groups(records, self._pack_bytes):
+            await self._put_pack(group)
 
-    async def fetch(
+    def fetch(
         self, copies: Sequence[ObjectCopy], timeout_seconds: float
     ) -> AsyncIterator[tuple[ObjectCopy, memoryview]]:
-        """The records of these pages, in this order, unchecked.
+        """The records of these pages, in this order, unchecked; see `ObjectReader.fetch`."""
+        return self._reader.fetch(copies, timeout_seconds)
 
-        Adjacent records come in one read, and some reads are under way at once. It ends early,
-        without an error, at the deadline or when the store fails.
+    async def remove(self, keys: Sequence[PageKey], *, up_to: int | None = None) -> list[Extent]:
+        """Deletes pages up to a sequence (default: now): not found any more on return.
+
+        `reclaim` destroys their bytes. Copies of them that are under way, or lie in objects that
+        the index does not know yet, never become pages: so give all keys that are deleted. Returns
+        where those that were here lay. Raises StoreRefused.
         """
-        deadline = time.monotonic() + timeout_seconds
-        gate = asyncio.Semaphore(_RANGES_AT_ONCE)
-        ranges = ranges_of(copies)
-        reads = [asyncio.create_task(self._read(gate, found)) for found in ranges]
-        try:
-            for found, read in zip(ranges, reads, strict=True):
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    data = await read
-                if data is None:
-                    logger.error("object %s is gone", self._name(found.copies[0].pack))
-                    return
-                for copy in found.copies:
-                    at = copy.offset - found.start
-                    yield copy, data[at : at + record_bytes(copy.payload_bytes)]
-        except (TimeoutError, StoreRefused) as error:
-            logger.warning("object pages do not come: %s", error or "not in time")
-        finally:
-            for read in reads:
-                read.cancel()
-            await asyncio.gather(*reads, return_exceptions=True)
+        return await self._change(self._remove(keys, time.time_ns() if up_to is None else up_to))
 
-    async def remove(self, keys: Sequence[PageKey]) -> list[PageKey]:
-        """Removes pages: not found any more on return. `reclaim` destroys their bytes.
-
-        Returns those that were there. Name pages that may be on their way here, too.
-        """
-        for deleted in self._uploads.values():
-            deleted.update(keys)
-        extents = await self._in_thread(partial(self._index.remove, list(keys)))
-        for extent in extents:
-            self._take_out(extent)
-        return [extent.key for extent in extents]
+    async def quarantine(self, keys: Sequence[PageKey]) -> list[Extent]:
+        """Removes pages whose bytes are bad; good copies may be put again. Raises StoreRefused."""
+        return await self._change(self._remove(keys, None))
 
     async def reclaim(self) -> None:
         """Destroys the bytes of deleted pages: rewrites the objects of this node that hold some.
 
         New object, then index, then deletion of the old one: a crash leaves all pages there.
-        Raises StoreRefused, OSError or lmdb.Error; what is left is done the next time.
+        Raises StoreRefused; what is left is done the next time.
         """
         async with self._reclaiming:
-            for pack in list(self._dead):
-                if self._name(pack).startswith(f"{_FOLDER}/{self._node_id}/"):
-                    await self._rewrite(pack)
+            packs = [pack for pack in self._dead if self._is_own(pack)]
+            if not packs:
+                return
+            self._store.check()
+            live = await self._extents_in({pack for pack in packs if self._live[pack]})
+            for pack in packs:
+                await self._rewrite(pack, live[pack])
 
     async def refresh(self) -> int:
         """Takes in packs that the index does not know, and forgets those that are gone.
@@ -220,20 +172,17 @@ class ObjectTier:
         Returns how many pages came. Raises StoreRefused.
         """
         async with self._refreshing:
-            known = self._names.all()
+            began = time.time_ns()
+            known = self._index.names()
             listed = dict(await self._store.list(f"{_FOLDER}/"))
-            fresh = [
-                name
-                for name, size_bytes in listed.items()
-                if name not in known
-                and name not in self._names
-                and self._unreadable.get(name) != size_bytes
-            ]
-            pages = 0
-            for name in fresh[:_IMPORTS_PER_REFRESH]:
-                pages += await self._take_in(name, listed[name])
-            for name in known - listed.keys():
-                await self._forget(name)
+            self._unreadable &= listed.keys()
+            skipped = known | self._uploading | self._unreadable
+            fresh = [name for name in listed if name not in skipped and name not in self._index]
+            batch = fresh[:_IMPORTS_PER_REFRESH]
+            pages = await self._take_in(batch, listed)
+            await self._forget(known - listed.keys())
+            if len(batch) == len(fresh):
+                await self._index.prune_doomed(began - _LATE_NS_MAX)
             self._refreshed_at = time.monotonic()
             return pages
 
@@ -247,133 +196,162 @@ class ObjectTier:
         except StoreRefused as error:
             logger.warning("the object tier is not refreshed: %s", error)
 
-    async def _put_pack(self, records: Sequence[Record], deleted: set[PageKey]) -> None:
-        extents, state = await self._upload(records)
-        refused = await self._in_thread(partial(commit, self._index, extents, state, deleted))
-        self._note_written(extents, refused)
-
-    async def _upload(self, records: Sequence[Record]) -> tuple[list[Extent], PackState]:
-        """Makes one object of these records. Raises StoreRefused."""
-        name = f"{_FOLDER}/{self._node_id}/{time.time_ns():016x}-{secrets.token_hex(4)}.agm"
-        data, rows = await asyncio.to_thread(encode_pack, self._node_id, records)
-        # The name is known before the object is there: no refresh takes it for a stranger's.
-        number = await self._in_thread(partial(self._names.add, name))
+    async def _put_pack(self, records: Sequence[Record]) -> None:
+        name = self._fresh_name()
+        self._uploading.add(name)
         try:
-            made = await self._store.put_new(name, data)
-        except StoreRefused:
-            # It may be there all the same: a refresh finds it if so.
-            await self._in_thread(partial(self._names.drop, number))
-            raise
-        if not made:
-            logger.warning("object %s was there already: a write that was tried again", name)
-        return [extent_of(number, row) for row in rows], PackState(len(data), sealed=True)
+            rows, size_bytes = await self._upload(name, records)
+            await self._change(self._note_object(name, rows, size_bytes))
+        finally:
+            # Whatever became of it, a refresh finds it if it is there and unknown.
+            self._uploading.discard(name)
 
-    def _note_written(self, extents: Sequence[Extent], refused: Sequence[Extent]) -> None:
+    def _fresh_name(self) -> str:
+        # Old ones first, and never the same twice.
+        return f"{_FOLDER}/{self._node_id}/{time.time_ns():016x}-{secrets.token_hex(4)}.agm"
+
+    async def _upload(self, name: str, records: Sequence[Record]) -> tuple[list[Row], int]:
+        """Makes one object of these records: its rows and bytes. Raises StoreRefused."""
+        data, rows = await asyncio.to_thread(encode_pack, self._node_id, records)
+        if not await self._store.put_new(name, data):
+            # The name is random: who made it was this call, when the store was tried again.
+            logger.warning("object %s was there already: a write that was tried again", name)
+        return rows, len(data)
+
+    async def _note_object(self, name: str, rows: Sequence[Row], size_bytes: int) -> int:
+        """Commits an object's records, then shows them. Returns how many became pages."""
+        extents, refused = await self._index.add(name, rows, size_bytes)
         now = int(self._clock())
-        lost = {extent.offset for extent in refused}
+        dead = {extent.offset for extent in refused}
         for extent in extents:
-            if extent.offset in lost:
+            if extent.offset in dead:
                 self._note_dead(extent)
             else:
                 self._add(extent, now)
+        return len(extents) - len(refused)
 
-    async def _rewrite(self, pack: int) -> None:
-        live = [extent for extent in self._table.extents() if extent.pack == pack]
+    async def _remove(self, keys: Sequence[PageKey], up_to: int | None) -> list[Extent]:
+        extents = await self._index.remove(keys, up_to=up_to)
+        for extent in extents:
+            self._leave_table(extent)
+            self._note_dead(extent)
+        return extents
+
+    async def _rewrite(self, pack: int, live: Sequence[Extent]) -> None:
+        live = [extent for extent in live if self._table.get(extent.key) == extent]
         if live:
             found = [view async for _, view in self.fetch(list(map(copy_of, live)), _FETCH_SECONDS)]
             if len(found) < len(live):
-                return  # the store did not give all of it: later
+                return  # the store did not give all of it, or it was deleted: later
             records = await asyncio.to_thread(checked, live, found)
             good = {record.key for record in records}
             bad = [extent.key for extent in live if extent.key not in good]
             if bad:
                 self.counters["quarantined_object_pages"] += len(bad)
-                await self.remove(bad)
+                await self.quarantine(bad)
             if records:
                 await self._move(live, records)
         if not self._live[pack]:
             await self._delete(pack)
 
     async def _move(self, live: Sequence[Extent], records: Sequence[Record]) -> None:
-        extents, state = await self._upload(records)
-        before = {extent.key: extent for extent in live}
-        moves = [(before[extent.key], extent) for extent in extents]
-        packs = {extents[0].pack: state}
-        moved = await self._in_thread(partial(self._index.move, moves, packs))
-        done = {new.key for _, new in moved}
-        for old, new in moves:
-            if new.key in done:
+        name = self._fresh_name()
+        self._uploading.add(name)
+        try:
+            rows, size_bytes = await self._upload(name, records)
+            await self._change(self._note_moved(live, name, rows, size_bytes))
+        finally:
+            self._uploading.discard(name)
+
+    async def _note_moved(
+        self, live: Sequence[Extent], name: str, rows: Sequence[Row], size_bytes: int
+    ) -> None:
+        moved = await self._index.move(live, name, rows, size_bytes)
+        for old, new in moved.made:
+            self._note_dead(old)
+            if self._table.get(old.key) == old:
                 self._table.move(new.key, new.pack, new.offset)
                 self._live[new.pack] += 1
                 self._live[old.pack] -= 1
-                self._note_dead(old)
-            else:
-                self._note_dead(new)  # deleted meanwhile
+        for _, new in moved.refused:
+            self._note_dead(new)  # deleted meanwhile
 
     async def _delete(self, pack: int) -> None:
         """Deletes an object that no page is in any more."""
-        await self._store.delete(self._name(pack))
-        dead = self._dead.pop(pack, {})
-        await self._in_thread(partial(self._index.finish, [(pack, at) for at in dead], []))
-        await self._in_thread(partial(self._index.forget, [], [pack]))
-        await self._in_thread(partial(self._names.drop, pack))
-        del self._live[pack]
+        name = self._index.name(pack)
+        if name is not None:
+            await self._store.delete(name)
+        await self._change(self._drop([], [pack]))
         self.counters["object_packs_deleted"] += 1
 
-    async def _take_in(self, name: str, size_bytes: int) -> int:
-        try:
-            rows = await self._rows(name, size_bytes)
-        except PageCorrupt as error:
-            self.counters["object_packs_unreadable"] += 1
-            self._unreadable[name] = size_bytes
-            logger.error("object %s is left alone: %s", name, error)
-            return 0
-        number = await self._in_thread(partial(self._names.add, name))
-        extents = [extent_of(number, row) for row in rows]
-        state = PackState(size_bytes, sealed=True)
-        refused = await self._in_thread(partial(commit, self._index, extents, state))
-        self._note_written(extents, refused)
-        return len(extents) - len(refused)
+    async def _drop(self, extents: Sequence[Extent], packs: Collection[int]) -> None:
+        await self._index.forget(extents, packs)
+        for extent in extents:
+            if self._table.get(extent.key) == extent:
+                self._leave_table(extent)
+        for pack in packs:
+            self._dead.pop(pack, None)
+            del self._live[pack]
 
-    async def _rows(self, name: str, size_bytes: int) -> list[Row]:
-        """An object's footer. Raises PageCorrupt, StoreRefused."""
-        tail = await self._store.get_range(name, max(0, size_bytes - TAIL_BYTES), size_bytes)
+    async def _take_in(self, names: Sequence[str], sizes: dict[str, int]) -> int:
+        """Reads the footers of objects, some at once. Returns how many pages came."""
+        pages = 0
+        for start in range(0, len(names), _IMPORTS_AT_ONCE):
+            group = names[start : start + _IMPORTS_AT_ONCE]
+            reads = (self._rows(name, sizes[name]) for name in group)
+            found = await asyncio.gather(*reads, return_exceptions=True)
+            for name, rows in zip(group, found, strict=True):
+                if isinstance(rows, PageCorrupt):
+                    self._unreadable.add(name)
+                    self.counters["object_packs_unreadable"] += 1
+                    logger.error("object %s is left alone: %s", name, rows)
+                elif isinstance(rows, BaseException):
+                    raise rows
+                elif rows is not None:
+                    pages += await self._change(self._note_object(name, rows, sizes[name]))
+        return pages
+
+    async def _rows(self, name: str, size_bytes: int) -> list[Row] | None:
+        """An object's footer, None when it is gone by now. Raises PageCorrupt, StoreRefused."""
+        start = max(0, size_bytes - TAIL_BYTES)
+        tail = await self._store.get_range(name, start, size_bytes)
         if tail is None:
-            raise PageCorrupt("it is gone")
+            return None
         offset = decode_trailer(tail, size_bytes)
         footer_bytes = size_bytes - offset
         if footer_bytes > tail.nbytes:
             tail = await self._store.get_range(name, offset, size_bytes)
             if tail is None or tail.nbytes < TRAILER_BYTES:
-                raise PageCorrupt("it is gone")
+                return None
         return decode_footer(tail[-footer_bytes:])
 
-    async def _forget(self, name: str) -> None:
-        """An object is gone from the store: so are its pages."""
-        if name not in self._names:
-            return
-        number = self._names.add(name)
-        extents = [extent for extent in self._table.extents() if extent.pack == number]
-        if extents:
-            logger.error("object %s is gone, with %d pages", name, len(extents))
-            self.counters["object_pages_lost"] += len(extents)
-        await self._in_thread(partial(self._index.forget, extents, [number]))
-        for extent in extents:
-            self._leave_table(extent)
-        self._dead.pop(number, None)
-        del self._live[number]
-        await self._in_thread(partial(self._names.drop, number))
+    async def _forget(self, names: Iterable[str]) -> None:
+        """These objects are gone from the store: so are their pages."""
+        gone = {number: name for name in names if (number := self._index.number(name)) is not None}
+        lost = await self._extents_in({number for number in gone if self._live[number]})
+        for number, name in gone.items():
+            if lost[number]:
+                logger.error("object %s is gone, with %d pages", name, len(lost[number]))
+                self.counters["object_pages_lost"] += len(lost[number])
+            await self._change(self._drop(lost[number], [number]))
 
-    async def _read(self, gate: asyncio.Semaphore, found: Range) -> memoryview | None:
-        async with gate:
-            data = await self._store.get_range(
-                self._name(found.copies[0].pack), found.start, found.end
-            )
-        short = data is not None and data.nbytes != found.end - found.start
-        return None if short else data
+    async def _extents_in(self, packs: set[int]) -> defaultdict[int, list[Extent]]:
+        """Pages by the object that they are in. A look through all pages, with breaks."""
+        found: defaultdict[int, list[Extent]] = defaultdict(list)
+        if not packs:
+            return found
+        for count, extent in enumerate(self._table.extents(), 1):
+            if extent.pack in packs:
+                found[extent.pack].append(extent)
+            if count % _SCAN_CHUNK_PAGES == 0:
+                await asyncio.sleep(0)
+        for extents in found.values():
+            extents.sort(key=lambda extent: extent.offset)
+        return found
 
-    def _name(self, pack: int) -> str:
-        return self._names.name(pack)
+    def _is_own(self, pack: int) -> bool:
+        name = self._index.name(pack)
+        return name is not None and name.startswith(f"{_FOLDER}/{self._node_id}/")
 
     def _add(self, extent: Extent, now: int) -> None:
         self._table.add(extent, now)
@@ -385,13 +363,13 @@ class ObjectTier:
         self._live[extent.pack] -= 1
         self._record_bytes -= record_bytes(extent.payload_bytes)
 
-    def _take_out(self, extent: Extent) -> None:
-        self._leave_table(extent)
-        self._note_dead(extent)
-
     def _note_dead(self, extent: Extent) -> None:
         size_bytes = record_bytes(extent.payload_bytes)
         self._dead.setdefault(extent.pack, {})[extent.offset] = size_bytes
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+    async def _change(self, change: Coroutine[Any, Any, T]) -> T:
+        """Waits for a change of index and table; a caller that gives up leaves neither without."""
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from agentmem.core import PageKey
 from agentmem.errors import PageCorrupt
 from agentmem.pages.record import record_bytes, verify_record
 from agentmem.store.base import PageCopy
-from agentmem.store.index import Extent, PackState, PageIndex
+from agentmem.store.index import Extent
 from agentmem.store.objectpack import Row
 from agentmem.store.packwriter import Record
 
@@ -102,22 +101,3 @@ def checked(extents: Sequence[Extent], views: Sequence[memoryview]) -> list[Reco
         size, sequence, position, key_id = extent[3:]
         records.append(Record(extent.key, view, size, sequence, position, key_id))
     return records
-
-
-def commit(
-    index: PageIndex,
-    extents: Sequence[Extent],
-    state: PackState,
-    deleted: Collection[PageKey] = (),
-) -> list[Extent]:
-    """Makes the records of one object pages; in the index's thread. Returns those that are none.
-
-    `deleted` were removed during the upload. A removal that comes later finds the pages here.
-    """
-    if not extents:
-        return []
-    refused = index.commit(extents, {extents[0].pack: state})
-    lost = {extent.offset for extent in refused}
-    gone = frozenset(deleted)  # the event loop adds to it
-    late = [e for e in extents if e.key in gone and e.offset not in lost]
-    return refused + (index.remove([extent.key for extent in late]) if late else [])

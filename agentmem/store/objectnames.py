@@ -37,12 +37,16 @@ class PackNames:
         """Every number."""
         return set(self._names)
 
-    def name(self, number: int) -> str:
-        """The object of a number. Raises KeyError."""
-        return self._names[number]
+    def name(self, number: int) -> str | None:
+        """The object of a number; None for one that is not known."""
+        return self._names.get(number)
+
+    def number(self, name: str) -> int | None:
+        """The number of an object; None for one that is not known."""
+        return self._numbers.get(name)
 
     def add(self, name: str) -> int:
-        """A number for a name, the same each time; a number is never used again."""
+        """A number for a name, the same each time until it is dropped."""
         number = self._numbers.get(name)
         if number is None:
             number, self._next = self._next, self._next + 1
@@ -53,7 +57,9 @@ class PackNames:
         return number
 
     def drop(self, number: int) -> None:
-        """Forgets a number whose object is gone."""
+        """Forgets a number and its object; one that is not known is fine."""
         with self._env.begin(write=True) as tx:
             tx.delete(_NUMBER.pack(number))
-        del self._numbers[self._names.pop(number)]
+        name = self._names.pop(number, None)
+        if name is not None:
+            del self._numbers[name]

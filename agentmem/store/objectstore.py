@@ -11,11 +11,11 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -34,6 +34,8 @@ _FAILURES_BEFORE_PAUSE = 3
 _PAUSE_SECONDS_MIN = 1.0
 _PAUSE_SECONDS_MAX = 30.0
 _LIST_CHUNK = 1000
+# What stores say where not the object but the bucket is missing: no answer about any object.
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")
 
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ class ObjectStore:
     (`AWS_ACCESS_KEY_ID`, `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_KEY`, ...); `options`
     win over them. `endpoint` is a server that speaks S3's protocol. `failing` says why the last
     call failed, None while the store works. Methods raise StoreRefused (reason `object_failed`)
-    where the store fails or is left alone.
+    where the store fails or is left alone. What was written to a directory is synced.
     """
 
     def __init__(
@@ -63,26 +65,35 @@ class ObjectStore:
         self._failures = 0
         self._pause_seconds = _PAUSE_SECONDS_MIN
         self._paused_until = 0.0
+        self._directory = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
         if endpoint:
             options["endpoint"] = endpoint
             # Whoever names a server without TLS means it.
             allowed = {"allow_http": endpoint.startswith("http://")}
             options["client_options"] = {**allowed, **options.get("client_options", {})}
         self._store = _open(url, call_seconds_max, options)
-        # An object in a directory survives a loss of power only when it is synced.
-        in_directory = url.startswith("file://")
-        self._directory = Path(unquote(urlparse(url).path)) if in_directory else None
 
     async def put_new(self, name: str, data: bytes | memoryview) -> bool:
-        """Makes an object, whole and durable; False, and nothing changed, where the name is taken
-        already."""
+        """Makes an object whole; False, and nothing changed, where the name is taken already."""
 
-        async def make() -> None:
-            await obstore.put_async(self._store, name, data, mode="create")
-            if self._directory is not None:
-                await asyncio.to_thread(_sync, self._directory, name)
+        async def write() -> bool:
+            try:
+                await obstore.put_async(self._store, name, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            await self._sync(name)
+            return True
 
-        return await self._call("put", make, _made, False)
+        return await self._call("put", write)
+
+    async def put(self, name: str, data: bytes | memoryview) -> None:
+        """Makes an object whole, in place of one of that name if there is one."""
+
+        async def write() -> None:
+            await obstore.put_async(self._store, name, data)
+            await self._sync(name)
+
+        await self._call("put", write)
 
     async def get(self, name: str) -> memoryview | None:
         """The whole object; None where there is none."""
@@ -91,7 +102,7 @@ class ObjectStore:
             found = await obstore.get_async(self._store, name)
             return memoryview(await found.bytes_async())
 
-        return await self._call("get", read, _same, None)
+        return await self._call("get", lambda: _or_none(read()))
 
     async def get_range(self, name: str, start: int, end: int) -> memoryview | None:
         """Bytes [start, end) of an object, fewer where it ends before; None where there is none."""
@@ -101,58 +112,69 @@ class ObjectStore:
                 await obstore.get_range_async(self._store, name, start=start, end=end)
             )
 
-        found: memoryview | None = await self._call("get", read, _same, None)
+        found = await self._call("get", lambda: _or_none(read()))
         self.counters["object_read_bytes"] += 0 if found is None else found.nbytes
         return found
 
     async def size(self, name: str) -> int | None:
         """Bytes of an object; None where there is none."""
-        return await self._call(
-            "head",
-            lambda: obstore.head_async(self._store, name),
-            lambda meta: int(meta["size"]),
-            None,
-        )
+
+        async def read() -> int:
+            return int((await obstore.head_async(self._store, name))["size"])
+
+        return await self._call("head", lambda: _or_none(read()))
 
     async def delete(self, name: str) -> None:
         """Deletes an object; one that is not there is fine."""
-        await self._call("delete", lambda: obstore.delete_async(self._store, name), _made, True)
+
+        async def delete() -> None:
+            await obstore.delete_async(self._store, name)
+
+        await self._call("delete", lambda: _or_none(delete()))
 
     async def list(self, prefix: str, after: str | None = None) -> list[tuple[str, int]]:
-        """(name, bytes) of the objects below `prefix`, those after a name only where given."""
+        """(name, bytes) of the objects below `prefix`, those after a name only where given.
 
-        async def read() -> list[tuple[str, int]]:
-            stream = obstore.list(self._store, prefix, offset=after, chunk_size=_LIST_CHUNK)
-            return [
-                (str(meta["path"]), int(meta["size"])) async for chunk in stream for meta in chunk
-            ]
+        Each page of the answer is a call with a deadline of its own.
+        """
+        if self._directory is not None and not await asyncio.to_thread(self._directory.is_dir):
+            # The library takes a directory that went away, with all that is in it, for an empty one
+            raise self._failed("list", FileNotFoundError(f"{self._directory} is gone"))
+        pages = aiter(obstore.list(self._store, prefix, offset=after, chunk_size=_LIST_CHUNK))
+        found: list[tuple[str, int]] = []
+        while page := await self._call("list", lambda: _next(pages)):
+            found += [(str(meta["path"]), int(meta["size"])) for meta in page]
+        return found
 
-        return await self._call("list", read, _same, [])
+    @property
+    def resting(self) -> bool:
+        """Whether the store is left alone for now."""
+        return time.monotonic() < self._paused_until
 
-    async def _call(
-        self,
-        kind: str,
-        call: Callable[[], Awaitable[Any]],
-        made: Callable[[Any], T],
-        absent: T,
-    ) -> T:
-        """Makes a call. `absent` is the answer where there is no such object, or one already."""
-        if time.monotonic() < self._paused_until:
+    def check(self) -> None:
+        """Raises StoreRefused while the store is left alone, as every call would."""
+        if self.resting:
             raise StoreRefused(
                 f"the object store is left alone for a while: {self.failing}",
                 reason="object_failed",
             )
+
+    async def _call(self, kind: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Makes a call, bounded. Raises StoreRefused."""
+        self.check()
         self.counters[f"object_{kind}_calls"] += 1
         try:
             async with asyncio.timeout(self._call_seconds_max):
                 answer = await call()
-        except (FileNotFoundError, AlreadyExistsError):
-            self._worked()
-            return absent
         except (BaseError, OSError, TimeoutError) as error:
             raise self._failed(kind, error) from error
         self._worked()
-        return made(answer)
+        return answer
+
+    async def _sync(self, name: str) -> None:
+        """Makes an object in a directory survive a loss of power: the library does not."""
+        if self._directory is not None:
+            await asyncio.to_thread(_sync_below, self._directory, name)
 
     def _worked(self) -> None:
         if self.failing is not None:
@@ -160,6 +182,7 @@ class ObjectStore:
         self.failing = None
         self._failures = 0
         self._pause_seconds = _PAUSE_SECONDS_MIN
+        self._paused_until = 0.0
 
     def _failed(self, kind: str, error: Exception) -> StoreRefused:
         # The library's message is long, and names the request: the first line says what is wrong.
@@ -167,14 +190,34 @@ class ObjectStore:
         self.failing = f"{kind}: {words[0][:300]}"
         self.counters["object_calls_failed"] += 1
         self._failures += 1
-        if self._failures >= _FAILURES_BEFORE_PAUSE:
-            self._paused_until = time.monotonic() + self._pause_seconds
+        now = time.monotonic()
+        # Calls that were under way when the pause began say nothing new.
+        if self._failures >= _FAILURES_BEFORE_PAUSE and now >= self._paused_until:
+            self._paused_until = now + self._pause_seconds
             self._pause_seconds = min(2 * self._pause_seconds, _PAUSE_SECONDS_MAX)
             logger.error("the object store fails: %s", self.failing)
         return StoreRefused(f"the object store failed: {self.failing}", reason="object_failed")
 
 
-def _sync(directory: Path, name: str) -> None:
+async def _or_none(answer: Awaitable[T]) -> T | None:
+    """None where there is no such object. Raises FileNotFoundError where there is no bucket."""
+    try:
+        return await answer
+    except FileNotFoundError as error:
+        if any(words in str(error) for words in _NO_BUCKET):
+            raise
+        return None
+
+
+async def _next(pages: AsyncIterator[Sequence[Any]]) -> Sequence[Any]:
+    """The next page that has something in it; an empty one at the end."""
+    async for page in pages:
+        if page:
+            return page
+    return ()
+
+
+def _sync_below(directory: Path, name: str) -> None:
     path = directory / name
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -184,14 +227,6 @@ def _sync(directory: Path, name: str) -> None:
     while path != directory:
         path = path.parent
         sync_directory(path)
-
-
-def _made(_answer: object) -> bool:
-    return True
-
-
-def _same(answer: T) -> T:
-    return answer
 
 
 def _open(url: str, call_seconds_max: float, options: dict[str, Any]) -> Any:
