@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from agentmem.errors import KeyUnreadable, StoreRefused
 from agentmem.pages.crypt import SECRET_BYTES, DataKey, fresh_nonce
-from agentmem.pages.record import NONCE_BYTES
+from agentmem.pages.record import KEY_ID_BYTES, NONCE_BYTES
 from agentmem.store.lmdbfile import open_environment
 from agentmem.store.objectstore import ObjectStore
 from agentmem.store.pack import sync_directory
@@ -39,6 +39,7 @@ _ERASED = b"\x00"  # in place of a wrapped key: never made again under this id
 # The object that says which root key the nodes of an object store share, and its own id.
 _CHECK_NAME = "root-check"
 _CHECK_ID = b"agmem root check"
+_PUBLISHED = b" in"  # behind a key's id: the object store that has it
 _MAP_BYTES = 1 << 30
 _WRAPPED_BYTES = len(_VERSION) + NONCE_BYTES + SECRET_BYTES + 16
 
@@ -56,6 +57,9 @@ class Keyring:
         self._keys: dict[bytes, DataKey] = {}
         self._making = asyncio.Lock()
         self._root_checked = False
+        # Keys that are known to be in the object store; which one that is, the index says.
+        self._published: set[bytes] = set()
+        self._place = b"" if store is None else store.url.encode()
         self._thread = ThreadPoolExecutor(1, "keyring")
         self._env: lmdb.Environment
 
@@ -85,25 +89,34 @@ class Keyring:
         if (known := self._keys.get(key_id)) is not None:
             return known
         wrapped = await self._in_thread(partial(self._read, key_id))
+        found = None
         if wrapped is None and self._store is not None:
             found = await self._store.get(_name(key_id))
             wrapped = None if found is None else bytes(found)
-            if wrapped is not None:
-                await self._in_thread(partial(self._write, key_id, wrapped))
-        if wrapped is None or wrapped == _ERASED:
+        if wrapped is None:
             return None
-        return self._keys.setdefault(key_id, self._unwrap(key_id, wrapped))
+        # Tried before it is kept: one that does not open would keep the agent from starting.
+        known = None if wrapped == _ERASED else self._unwrap(key_id, wrapped)
+        if found is not None:
+            await self._in_thread(partial(self._write, key_id, wrapped, published=True))
+        return None if known is None else self._keys.setdefault(key_id, known)
 
     async def data_key(self, tenant: bytes) -> DataKey:
         """A tenant's key to seal records with, made where there is none yet.
 
         Raises StoreRefused (reason `key_unavailable`) when the object store does not answer, or
-        the tenant was erased.
+        the tenant was erased; KeyUnreadable.
         """
+        known = self._keys.get(tenant)
+        if known is not None and (self._store is None or tenant in self._published):
+            return known
         async with self._making:
             try:
                 known = await self.known_key(tenant)
-                return known if known is not None else await self._make(tenant)
+                if known is None:
+                    return await self._make(tenant)
+                await self._publish(known)
+                return known
             except StoreRefused as error:
                 raise StoreRefused(
                     f"no data key to seal pages with: {error.message}", reason="key_unavailable"
@@ -116,8 +129,8 @@ class Keyring:
         """
         async with self._making:
             if self._store is not None:
-                await self._store.delete(_name(tenant))
-                await self._store.put_new(_name(tenant), _ERASED)
+                # In one step: no other node can make a key in between.
+                await self._store.put(_name(tenant), _ERASED)
             await self._destroy(tenant)
 
     async def refresh(self) -> int:
@@ -138,6 +151,7 @@ class Keyring:
 
     async def _destroy(self, key_id: bytes) -> None:
         self._keys.pop(key_id, None)
+        self._published.discard(key_id)
         await self._in_thread(partial(self._overwrite, key_id))
 
     async def _make(self, tenant: bytes) -> DataKey:
@@ -152,9 +166,34 @@ class Keyring:
             if theirs is None:
                 raise StoreRefused("the tenant was erased", reason="key_unavailable")
             return theirs
-        await self._in_thread(partial(self._write, tenant, wrapped))
+        published = self._store is not None
+        await self._in_thread(partial(self._write, tenant, wrapped, published=published))
         self._keys[tenant] = data_key
         return data_key
+
+    async def _publish(self, data_key: DataKey) -> None:
+        """Puts a key that was made without the object store there, before pages need it there."""
+        key_id = data_key.key_id
+        if self._store is None or key_id in self._published:
+            return
+        if await self._in_thread(partial(self._read, key_id + _PUBLISHED)) != self._place:
+            await self._check_root()
+            wrapped = self._wrap(data_key)
+            if not await self._store.put_new(_name(key_id), wrapped):
+                await self._compare(data_key, await self._store.get(_name(key_id)))
+            local = await self._in_thread(partial(self._read, key_id))
+            wrapped = wrapped if local is None else local
+            await self._in_thread(partial(self._write, key_id, wrapped, published=True))
+        self._published.add(key_id)
+
+    async def _compare(self, data_key: DataKey, theirs: memoryview | None) -> None:
+        """Raises StoreRefused where the object store has not the same key under this id."""
+        if theirs is not None and bytes(theirs) == _ERASED:
+            await self._destroy(data_key.key_id)
+            raise StoreRefused("the tenant was erased", reason="key_unavailable")
+        if theirs is None or self._unwrap(data_key.key_id, bytes(theirs)) != data_key:
+            logger.error("data key %s differs from that of other nodes", data_key.key_id.hex())
+            raise StoreRefused("other nodes have another key", reason="key_unavailable")
 
     async def _check_root(self) -> None:
         """Before a key is made that other nodes are to open. Raises KeyUnreadable, StoreRefused."""
@@ -187,16 +226,19 @@ class Keyring:
 
     def _all(self) -> list[tuple[bytes, bytes]]:
         with self._env.begin() as tx:
-            return [(bytes(k), bytes(v)) for k, v in tx.cursor() if bytes(v) != _ERASED]
+            rows = [(bytes(k), bytes(v)) for k, v in tx.cursor()]
+        return [(k, v) for k, v in rows if len(k) == KEY_ID_BYTES and v != _ERASED]
 
     def _read(self, key_id: bytes) -> bytes | None:
         with self._env.begin() as tx:
             value = tx.get(key_id)
             return None if value is None else bytes(value)
 
-    def _write(self, key_id: bytes, value: bytes) -> None:
+    def _write(self, key_id: bytes, value: bytes, *, published: bool = False) -> None:
         with self._env.begin(write=True) as tx:
             tx.put(key_id, value)
+            if published:
+                tx.put(key_id + _PUBLISHED, self._place)
 
     def _overwrite(self, key_id: bytes) -> None:
         """Marks a key as erased, and writes over the file that it was in: LMDB leaves what was

@@ -154,6 +154,9 @@ async def test_a_refresh_leaves_uploads_alone(url: str, tmp_path: Path) -> None:
         await tier.put(sealed(range(3)))
         store.before = store.after = None
         assert tier.usage().pages == 3
+        made = await store.list("packs/")
+        await tier.reclaim()
+        assert await store.list("packs/") == made
         await tier.remove([key_of(0)])
         await tier.reclaim()
         await tier.refresh()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -22,6 +25,8 @@ from tests.integration.object.test_tier import (
     sealed,
 )
 from tests.unit.store.records import key_of
+
+T = TypeVar("T")
 
 
 class Gated(ObjectStore):
@@ -136,3 +141,66 @@ async def test_a_node_with_another_root_key_makes_no_keys(place: Place, tmp_path
         with pytest.raises(KeyUnreadable, match="another one"):
             await stranger.data_key(other)
     assert await place.open().get(f"keys/{other.hex()}") is None
+
+
+async def test_no_key_is_made_while_one_is_erased(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = place.open()
+    async with (
+        keyring(tmp_path / "a", store) as one,
+        keyring(tmp_path / "b", place.open()) as other,
+    ):
+        await one.data_key(TENANT)
+
+        def meanwhile(call: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+            async def called(*arguments: object) -> T:
+                answer = await call(*arguments)
+                with suppress(StoreRefused):
+                    await other.data_key(TENANT)
+                return answer
+
+            return called
+
+        for name in ("delete", "put", "put_new"):
+            monkeypatch.setattr(store, name, meanwhile(getattr(store, name)))
+        await one.erase(TENANT)
+        assert bytes(await place.open().get(f"keys/{TENANT.hex()}") or b"") == b"\x00"
+        assert await other.known_key(TENANT) is None
+
+
+async def test_a_key_made_without_a_store_is_put_there_when_there_is_one(
+    place: Place, tmp_path: Path
+) -> None:
+    async with keyring(tmp_path / "a", None) as ring:
+        key = await ring.data_key(TENANT)
+    for _ in range(2):
+        store = place.open()
+        async with keyring(tmp_path / "a", store) as ring:
+            assert [await ring.data_key(TENANT) for _ in range(3)] == [key] * 3
+    # Once it is known to be there, no store is asked.
+    assert store.counters == {}
+    async with keyring(tmp_path / "b", place.open()) as ring:
+        assert await ring.data_key(TENANT) == key
+
+
+async def test_two_keys_of_one_tenant_are_told_apart(place: Place, tmp_path: Path) -> None:
+    async with keyring(tmp_path / "a", None) as ring:
+        key = await ring.data_key(TENANT)
+    async with keyring(tmp_path / "b", place.open()) as ring:
+        assert await ring.data_key(TENANT) != key
+    async with keyring(tmp_path / "a", place.open()) as ring:
+        with pytest.raises(StoreRefused, match="another key"):
+            await ring.data_key(TENANT)
+        assert await ring.known_key(TENANT) == key  # what it sealed can still be read
+
+
+async def test_a_key_that_the_root_does_not_open_is_not_kept(place: Place, tmp_path: Path) -> None:
+    async with keyring(tmp_path / "a", place.open()) as ring:
+        await ring.data_key(TENANT)
+    root = os.urandom(32)
+    async with keyring(tmp_path / "b", place.open(), root) as stranger:
+        with pytest.raises(KeyUnreadable):
+            await stranger.known_key(TENANT)
+    async with keyring(tmp_path / "b", None, root) as stranger:
+        assert await stranger.known_key(TENANT) is None
