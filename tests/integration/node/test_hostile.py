@@ -167,7 +167,7 @@ def test_connections_beyond_the_limit_are_refused_and_those_before_are_served(
         assert client.stats()["connections_refused"] >= refused
         assert loads_right(engine, TEN)
         # The agent says why and hangs up, perhaps before our first frame is out.
-        with pytest.raises(NodeUnavailable, match="connections already|hung up"):
+        with pytest.raises(NodeUnavailable, match=r"connections already|hung up"):
             agent.client().ping()
     eventually(lambda: answers(agent))
 
