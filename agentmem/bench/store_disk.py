@@ -233,7 +233,7 @@ def run_disk(directory: Path, shape: Shape, wanted: Sequence[str], rounds: int) 
     """The rows of `ROWS` that are wanted, for pages of one shape."""
     set_bytes = shape.set_pages * shape.page_bytes
     with running_node(
-        directory / "disk", dram_bytes=5 * set_bytes // 2, disk_bytes=4 * set_bytes
+        directory / "disk", dram_bytes=5 * set_bytes // 2, disk_bytes=12 * set_bytes
     ) as node:
         engine = BenchEngine(node.settings.node_socket, shape.page_bytes)
         try:
