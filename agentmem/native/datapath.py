@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from agentmem.core import PAGE_KEY_BYTES
 from agentmem.native import twin
 from agentmem.native.jobs import LoadJob, Outcome, PageBuffers, SealJob, StoreJob
-from agentmem.native.library import Library, library
+from agentmem.native.library import library
 from agentmem.pages.crypt import SECRET_BYTES
 from agentmem.pages.record import KEY_ID_BYTES, NONCE_BYTES
 
@@ -148,11 +148,6 @@ def populate(address: int, size_bytes: int) -> None:
 def is_native() -> bool:
     """Whether the C library does the work."""
     return library() is not None
-
-
-def native_library() -> Library | None:
-    """The C library itself, for measurements; None where it was not built."""
-    return library()
 
 
 def _pack_load(job: LoadJob) -> bytes:

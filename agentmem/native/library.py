@@ -47,7 +47,6 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     ),
     "agm_seal": (_POINTER, _SIZE, _INT, _POINTER),
     "agm_write": (_INT, _POINTER, _POINTER, _SIZE, _U64, _INT),
-    "agm_copy": (_POINTER, _SIZE, _INT, _POINTER),
     "agm_populate": (_U64, _SIZE),
 }
 
@@ -72,7 +71,6 @@ class Library:
         self.load: Callable[..., int] = dll.agm_load
         self.seal: Callable[..., int] = dll.agm_seal
         self.write: Callable[..., int] = dll.agm_write
-        self.copy: Callable[..., int] = dll.agm_copy
         self.populate: Callable[[int, int], int] = dll.agm_populate
         self.zero: Callable[[int, int], None] = dll.agm_zero
         self.set_read: Callable[[object], None] = dll.agm_set_read

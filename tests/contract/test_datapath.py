@@ -26,6 +26,7 @@ from agentmem.native.jobs import (
     address_of,
     view_of,
 )
+from agentmem.native.library import library
 from agentmem.pages.crypt import DataKey, fresh_nonce, open_record
 from agentmem.pages.record import (
     HEADER_BYTES,
@@ -351,14 +352,14 @@ READ = ctypes.CFUNCTYPE(
 @contextmanager
 def medium(read: Callable[[int, int, int, int], int]) -> Iterator[None]:
     """Reads of files go through `read(fd, address, size, offset)`."""
-    library = datapath.native_library()
-    assert library is not None
+    native = library()
+    assert native is not None
     callback = READ(read)
-    library.set_read(callback)
+    native.set_read(callback)
     try:
         yield
     finally:
-        library.set_read(None)
+        native.set_read(None)
 
 
 def test_a_read_that_hangs_is_left_behind_and_writes_nothing_later(slab: Memory) -> None:

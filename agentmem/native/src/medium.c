@@ -110,23 +110,6 @@ int agm_write(int fd, const uint64_t *addresses, const uint64_t *sizes, size_t c
     return busy ? busy : -writing.failed;
 }
 
-/* ---- plain copies: what the benches measure memcpy with */
-
-struct copy_job {
-    uint64_t target, source, size;
-};
-
-static uint8_t copy_one(struct batch *batch, size_t index) {
-    const struct copy_job *job = (const struct copy_job *)batch->jobs + index;
-    memcpy((void *)(uintptr_t)job->target, (const void *)(uintptr_t)job->source, job->size);
-    return MOVED;
-}
-
-int agm_copy(const struct copy_job *jobs, size_t count, int threads, uint8_t *outcomes) {
-    struct batch plan = {.jobs = jobs, .deadline_ns = INT64_MAX, .run = copy_one, .count = count};
-    return batch_run(&plan, sizeof *jobs, 0, threads, outcomes);
-}
-
 void agm_zero(uint64_t address, size_t size) { memset((void *)(uintptr_t)address, 0, size); }
 
 /* Makes the pages of a mapping present and writable, huge ones where the system allows them.
