@@ -145,7 +145,7 @@ class Retention:
         loop = asyncio.get_running_loop()
         for copy in suspects:
             read = self._ownership.reader(copy)
-            fault = await loop.run_in_executor(self._executor, _fault, read, copy.key)
+            fault = await loop.run_in_executor(self._executor, fault_of, read, copy.key)
             if fault is None or copy.gone:
                 continue
             logger.error("page is quarantined: %s", fault)
@@ -181,8 +181,8 @@ class Retention:
         self._doomed_order.extend((now, key) for key in doomed)
 
 
-def _fault(read: Callable[[], memoryview], key: PageKey) -> str | None:
-    """What is wrong with a record, None when it checks."""
+def fault_of(read: Callable[[], memoryview], key: PageKey) -> str | None:
+    """What is wrong with a record, None when it checks. Blocks for as long as reading takes."""
     try:
         verify_record(read(), key)
     except (OSError, PageCorrupt) as error:

@@ -14,12 +14,12 @@ from concurrent.futures import Executor
 import lmdb
 
 from agentmem.core import PageKey, Tier
-from agentmem.errors import PageCorrupt, StoreRefused
+from agentmem.errors import StoreRefused
 from agentmem.node.holds import Copy
 from agentmem.node.messages import AuditReply, BadPage, Finding, VerifyReply
 from agentmem.node.ownership import Ownership
-from agentmem.node.retention import Retention
-from agentmem.pages.record import record_bytes, verify_record
+from agentmem.node.retention import Retention, fault_of
+from agentmem.pages.record import record_bytes
 from agentmem.store.audit import Difference
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramTier
@@ -128,13 +128,8 @@ class Verification:
 
 def _faults(reads: Sequence[tuple[Callable[[], memoryview], PageKey]]) -> dict[int, str]:
     """By index what is wrong with a record."""
-    faults = {}
-    for index, (read, key) in enumerate(reads):
-        try:
-            verify_record(read(), key)
-        except (OSError, PageCorrupt) as error:
-            faults[index] = str(error)
-    return faults
+    found = ((index, fault_of(read, key)) for index, (read, key) in enumerate(reads))
+    return {index: why for index, why in found if why is not None}
 
 
 def _finding(found: Difference, repair: str) -> Finding:
