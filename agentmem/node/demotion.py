@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
-from heapq import nsmallest
+from collections.abc import Iterable
 
 from agentmem.core import PageKey
 from agentmem.errors import StoreRefused
@@ -15,7 +13,6 @@ from agentmem.node.tiering import Tiering
 from agentmem.pages.record import record_bytes
 from agentmem.store.disk import DiskTier
 from agentmem.store.policy import Watermarks
-from agentmem.store.table import PageUse
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +30,11 @@ class Demotion:
         self,
         disk: DiskTier,
         tiering: Tiering,
-        executor: Executor,
         watermarks: Watermarks = WATERMARKS,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._disk = disk
         self._tiering = tiering
-        self._executor = executor
         self._watermarks = watermarks
         # Archived pages that are not in the object tier yet, in the order of their claims.
         self._archived: dict[PageKey, None] = {}
@@ -74,27 +69,17 @@ class Demotion:
         usage = self._disk.usage()
         surplus = self._watermarks.surplus_bytes(usage.reserved_bytes, usage.budget_bytes)
         while surplus > 0:
-            loop = asyncio.get_running_loop()
-            uses = await loop.run_in_executor(self._executor, self._least_used)
-            chunk: list[PageKey] = []
-            for use in uses:
+            copies = []
+            for key in await self._disk.evictor.oldest(_CHUNK_PAGES):
                 if surplus <= 0:
                     break
-                chunk.append(use.key)
-                surplus -= record_bytes(use.payload_bytes)
-            left = await self._tiering.demote(self._as_they_lie(chunk), release=True)
-            moved = len(chunk) - len(left)
+                if (copy := self._disk.get(key)) is not None:
+                    copies.append(copy)
+                    surplus -= record_bytes(copy.payload_bytes)
+            # As they lie in their packs: pages of one session stay neighbours.
+            copies.sort(key=lambda copy: (copy.pack, copy.offset))
+            left = await self._tiering.demote([copy.key for copy in copies], release=True)
+            moved = len(copies) - len(left)
             self.counters["relieved_disk_pages"] += moved
             if not moved:
                 return  # nothing claims these: eviction takes them
-
-    def _least_used(self) -> list[PageUse]:
-        return nsmallest(
-            _CHUNK_PAGES, self._disk.uses(), key=lambda use: (use.last_used, -use.position)
-        )
-
-    def _as_they_lie(self, keys: Sequence[PageKey]) -> list[PageKey]:
-        """In the order of their packs: pages of one session stay neighbours."""
-        copies = [copy for key in keys if (copy := self._disk.get(key)) is not None]
-        copies.sort(key=lambda copy: (copy.pack, copy.offset))
-        return [copy.key for copy in copies]

@@ -150,7 +150,7 @@ class NodeAgent:
             slabs=self._slabs,
             executor=self._executor,
         )
-        self._demotion = Demotion(self._disk, self._tiering, self._executor)
+        self._demotion = Demotion(self._disk, self._tiering)
         if self._objects is not None:
             self._retention.on_archived = self._demotion.note_archived
             promises.capacity_bytes = _CAPACITY_BYTES_WITH_OBJECTS

@@ -67,11 +67,14 @@ class Evictor:
         freed = tried = 0
         look = _LOOK_PAGES
         while freed < size_bytes and tried < len(self._table):
-            find = partial(self._table.least_used, look)
-            freed += await self.pages((await self._index.run(find))[tried:], size_bytes - freed)
+            freed += await self.pages((await self.oldest(look))[tried:], size_bytes - freed)
             tried = look
             look *= 8
         return freed
+
+    async def oldest(self, pages: int) -> list[PageKey]:
+        """So many pages, those used longest ago first; see `PageTable.least_used`."""
+        return await self._index.run(partial(self._table.least_used, pages))
 
     async def pages(self, keys: Sequence[PageKey], size_bytes: int) -> int:
         """Evicts of these, in their order, what nothing promises and nobody reads, until
