@@ -31,8 +31,8 @@ from agentmem.bench.store_system import (
     HostPool,
     Node,
     Shape,
-    attempted,
     claim,
+    measured,
     running_node,
     wait_durable,
 )
@@ -244,10 +244,6 @@ def run_disk(directory: Path, shape: Shape, wanted: Sequence[str], rounds: int) 
                 "disk_write_durable": bench.write_durable,
                 "durable_lag": bench.durable_lag,
             }
-            return [
-                attempted(name, ROWS[name], row, rounds, shape)
-                for name, row in rows.items()
-                if name in wanted
-            ]
+            return measured(rows, ROWS, wanted, rounds, shape)
         finally:
             engine.close()

@@ -20,7 +20,7 @@ from agentmem.bench.store_system import (
     BenchFailed,
     HostPool,
     Shape,
-    attempted,
+    measured,
     running_node,
 )
 from agentmem.native.datapath import COPY_THREADS
@@ -182,11 +182,7 @@ def run_dram(directory: Path, shape: Shape, wanted: Sequence[str], rounds: int) 
                 "dram_write": bench.write,
                 "store_accept": bench.store_accept,
             }
-            return [
-                attempted(name, ROWS[name], row, rounds, shape)
-                for name, row in rows.items()
-                if name in wanted
-            ]
+            return measured(rows, ROWS, wanted, rounds, shape)
         finally:
             engine.close()
 

@@ -300,6 +300,18 @@ def wait_durable(node: Node, keys: Sequence[PageKey], timeout_seconds: float = 1
     return time.perf_counter() - begun
 
 
+def measured(
+    rows: Mapping[str, Callable[[int], Row]],
+    goals: Mapping[str, Goal],
+    wanted: Sequence[str],
+    rounds: int,
+    shape: Shape,
+) -> list[Row]:
+    """Those of the rows that are wanted, for pages of one shape."""
+    names = [name for name in rows if name in wanted]
+    return [attempted(name, goals[name], rows[name], rounds, shape) for name in names]
+
+
 def attempted(
     name: str, goal: Goal, row: Callable[[int], Row], rounds: int, shape: Shape | None = None
 ) -> Row:
