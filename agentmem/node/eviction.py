@@ -9,10 +9,11 @@ from agentmem.core import PageKey
 from agentmem.pages.record import record_bytes
 from agentmem.store.base import NOBODY
 from agentmem.store.disk import DiskTier
-from agentmem.store.dram import DramCopy, DramTier, Slab
+from agentmem.store.dram import DramTier
 from agentmem.store.index import Extent
 from agentmem.store.leftovers import Leftover
 from agentmem.store.policy import Page, Watermarks, fair_shares, plan_eviction
+from agentmem.store.slab import DramCopy, Slab
 
 # Of the pages least recently used, so many are weighed against each other, and at least this many
 # times what is wanted: a page is used whenever one that follows it is, so what follows the pages

@@ -57,6 +57,7 @@ class Feeder:
         self._count = count
         self._tidy = tidy
         self._silent = threading.Event()
+        self._unreachable = threading.Event()
         self._wanted = threading.Event()
         self._stopped = threading.Event()
         self._announcing = threading.Lock()
@@ -69,6 +70,11 @@ class Feeder:
     def silent(self) -> bool:
         """Whether the agent did not answer lately."""
         return self._silent.is_set()
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether it did not answer a ping since it fell silent: it will grant nothing soon."""
+        return self._unreachable.is_set()
 
     def start(self) -> None:
         """Starts the thread."""
@@ -167,9 +173,7 @@ class Feeder:
     def _turn(self) -> float:
         """One round of work. Returns the seconds to wait for more. Raises NodeUnavailable."""
         if self.silent:
-            self._client.ping(timeout_seconds=_PING_SECONDS)
-            logger.warning("the node agent answers again")
-            self._silent.clear()
+            self._ping()
         self._tidy()
         if self._budget_slots is None:
             budget_bytes = self._client.stats(timeout_seconds=_PING_SECONDS)["dram_budget_bytes"]
@@ -188,6 +192,17 @@ class Feeder:
         if free >= enough and not (self._spool.waiters and free == 0):
             return _IDLE_SECONDS
         return self._ask_for_slots(enough - free)
+
+    def _ping(self) -> None:
+        """Ends the silence, if the agent answers. Raises NodeUnavailable."""
+        try:
+            self._client.ping(timeout_seconds=_PING_SECONDS)
+        except NodeUnavailable:
+            self._unreachable.set()
+            raise
+        logger.warning("the node agent answers again")
+        self._silent.clear()
+        self._unreachable.clear()
 
     def _clean(self) -> None:
         """Zeroes free slots that evicted pages left bytes in, as long as nothing else is wanted."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from agentmem.core import PageKey, Tier
 from agentmem.store.copies import DiskCopy
 from agentmem.store.disk import DiskTier
-from agentmem.store.dram import DramCopy, DramTier
+from agentmem.store.dram import DramTier
+from agentmem.store.slab import DramCopy
 
 Copy = DramCopy | DiskCopy
 

@@ -20,9 +20,10 @@ from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.record import record_bytes
 from agentmem.store.base import Location
 from agentmem.store.disk import DiskTier
-from agentmem.store.dram import Acceptance, DramCopy, DramTier, Slab
+from agentmem.store.dram import Acceptance, DramTier
 from agentmem.store.losses import Why
 from agentmem.store.pack import read_record
+from agentmem.store.slab import DramCopy, Slab
 
 _ORIGINS_MAX = 1 << 18
 
@@ -198,7 +199,7 @@ class Ownership:
                 self.movements.record(copy.key, None, Tier.DRAM, copy.payload_bytes)
             elif durable.sequence != copy.sequence:
                 self.counters["stored_duplicate_pages"] += 1
-                self._dram.remove(copy)
+                self._dram.remove(copy, dirty=True)
         fresh.sort(key=lambda copy: copy.sequence)
         self._write_behind.enqueue(fresh)
 

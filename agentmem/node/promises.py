@@ -57,6 +57,7 @@ class Promises:
         self._promised: Counter[Holder] = Counter()
         self._lost: list[tuple[Why, list[PageKey]]] = []
         self._lost_some = asyncio.Event()
+        self._recording = asyncio.Lock()
         ownership.on_lost = self.note_lost
         if write_behind is not None:
             write_behind.on_lost = self.note_lost
@@ -118,14 +119,15 @@ class Promises:
 
     async def record_lost(self) -> None:
         """Records what was lost up to now. Raises lmdb.Error, and keeps it, when it cannot."""
-        while self._lost:
-            why, keys = self._lost[0]
-            added = await self._disk.in_index(partial(_add, keys, why))
-            self._lost.pop(0)
-            self.counters[f"breaches_{why}"] += added
-            if added:
-                logger.error("%d promised pages are gone: %s", added, why)
-        self._lost_some.clear()
+        async with self._recording:  # none twice
+            while self._lost:
+                why, keys = self._lost[0]
+                added = await self._disk.in_index(partial(_add, keys, why))
+                self._lost.pop(0)
+                self.counters[f"breaches_{why}"] += added
+                if added:
+                    logger.error("%d promised pages are gone: %s", added, why)
+            self._lost_some.clear()
 
     async def sweep(self) -> None:
         """Notes which lost pages are durable again, and which nobody wants any more."""

@@ -19,10 +19,11 @@ from agentmem.pages.record import verify_record
 from agentmem.store.base import PageOwner
 from agentmem.store.claims import TENANT_BYTES
 from agentmem.store.disk import DiskTier
-from agentmem.store.dram import DramCopy, DramTier
+from agentmem.store.dram import DramTier
 from agentmem.store.index import Unclaimed
 from agentmem.store.object import ObjectTier
 from agentmem.store.policy import Admission
+from agentmem.store.slab import DramCopy
 
 logger = logging.getLogger(__name__)
 

@@ -189,6 +189,7 @@ class NodeAgent:
         """
         await self._doors.close()
         self._slabs.adopt_orphans()
+        await self._slabs.settle()
         drains = not self._disk.index_damaged.is_set()  # nothing becomes durable without it
         if not drains or not await self._write_behind.drain(_DRAIN_SECONDS_MAX):
             logger.error("%d pages are not durable yet", self._write_behind.queued_pages)

@@ -28,7 +28,8 @@ from agentmem.pages.slab import (
     commit_slot,
     slot_offset,
 )
-from agentmem.store.dram import DramTier, Slab, create_slab
+from agentmem.store.dram import DramTier
+from agentmem.store.slab import Slab, create_slab, scrub_slots
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Slabs:
         self._wanted: set[str] = set()
         # Engines below their share that were refused a slab, and when.
         self._starved: dict[Owner, float] = {}
+        self._scrubbing: set[asyncio.Task[None]] = set()
 
     async def grant(
         self, owner: Owner, slot_bytes: int, slots: int, evict_slots: int = 0
@@ -98,7 +100,24 @@ class Slabs:
             found = self._dram.adopt(slab)
             self._ownership.take_in(found)
             logger.info("slab %s is the agent's now, %d new pages in it", slab.name, len(found))
+            if slots := self._dram.begin_scrub(slab):
+                task = asyncio.create_task(self._scrub(slab, slots))
+                self._scrubbing.add(task)
+                task.add_done_callback(self._scrubbing.discard)
         self._dram.unlink_empty()
+
+    async def settle(self) -> None:
+        """Waits until slabs that were taken back are zeroed where they hold no page."""
+        await asyncio.gather(*self._scrubbing)
+
+    async def _scrub(self, slab: Slab, slots: Sequence[int]) -> None:
+        """In a thread: zeroing half a gigabyte takes longer than an engine waits for an answer."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._executor, scrub_slots, slab, slots)
+        finally:
+            self._dram.end_scrub(slab, slots)
+            self._dram.unlink_empty()
 
     def adopt_orphans(self) -> int:
         """Takes back the slabs of dead engines. Returns how many."""

@@ -25,9 +25,10 @@ from agentmem.node.sealing import Sealer
 from agentmem.node.slabs import Slabs
 from agentmem.pages.record import HEADER_BYTES, decode_header, record_bytes
 from agentmem.store.disk import DiskTier
-from agentmem.store.dram import DramTier, Slab
+from agentmem.store.dram import DramTier
 from agentmem.store.object import ObjectTier
 from agentmem.store.objectcopies import ObjectCopy
+from agentmem.store.slab import Slab
 
 logger = logging.getLogger(__name__)
 

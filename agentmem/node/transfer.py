@@ -199,8 +199,8 @@ class PageTransfer:
             slots = self._spool.take_now(len(wanted))
             self._feeder.note_taken()
             if not slots:
-                # A silent agent grants and frees nothing: then what is free now is all there is.
-                slots = self._spool.take(len(wanted), deadline, lambda: self._feeder.silent)
+                # One that was slow once may grant yet; one that is gone grants and frees nothing.
+                slots = self._spool.take(len(wanted), deadline, lambda: self._feeder.unreachable)
             if not slots:
                 break
             batch, wanted = wanted[: len(slots)], wanted[len(slots) :]

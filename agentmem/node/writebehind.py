@@ -26,10 +26,11 @@ from agentmem.node.sealing import Sealer
 from agentmem.node.writequeue import WriteQueue
 from agentmem.store.claims import RETENTIONS, Claim
 from agentmem.store.disk import DiskTier
-from agentmem.store.dram import DramCopy, DramTier
+from agentmem.store.dram import DramTier
 from agentmem.store.losses import Why
 from agentmem.store.packwriter import Record
 from agentmem.store.policy import write_rank
+from agentmem.store.slab import DramCopy
 
 logger = logging.getLogger(__name__)
 

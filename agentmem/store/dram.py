@@ -6,32 +6,27 @@ Everything here runs on the agent's event loop, but for the creation of slab fil
 from __future__ import annotations
 
 import logging
-import mmap
-import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
 from agentmem.core import PageKey, Tier
 from agentmem.errors import PageCorrupt, StoreRefused
-from agentmem.native.datapath import zero
-from agentmem.native.jobs import address_of
 from agentmem.pages.record import HEADER_BYTES, RecordHeader, decode_header, record_bytes
 from agentmem.pages.slab import (
     AGENT_OWNER,
     SLAB_HEADER_BYTES,
     SlabHeader,
-    decode_slab_header,
     encode_slab_header,
     free_slot,
     owner_is_alive,
+    slot_is_dirty,
     slot_is_free,
-    slot_offset,
 )
-from agentmem.store.base import NOBODY, Location, PageCopy, PageOwner, TierUsage
+from agentmem.store.base import Location, PageOwner, TierUsage
+from agentmem.store.slab import DramCopy, Slab, map_slab, scrub, scrub_slots
 
 logger = logging.getLogger(__name__)
 
@@ -43,51 +38,6 @@ class Acceptance(StrEnum):
     DUPLICATE = "duplicate"  # the page was held already: the bytes committed first win
     STALE = "stale"  # the slot holds another page by now, or none
     CORRUPT = "corrupt"  # the header does not check; the slot was freed
-
-
-@dataclass(slots=True, eq=False)
-class Slab:
-    """A mapped slab. `copies` has every slot that may not be reused yet, gone pages included."""
-
-    name: str
-    path: Path
-    header: SlabHeader
-    view: memoryview
-    address: int
-    copies: dict[int, DramCopy] = field(default_factory=dict)
-    writing: set[int] = field(default_factory=set)
-
-    @property
-    def is_agents(self) -> bool:
-        """Whether the agent owns it: made for itself, or adopted from a dead engine."""
-        return self.header.owner_engine_id == AGENT_OWNER
-
-    def offset(self, slot: int) -> int:
-        """Offset of a slot's record."""
-        return slot_offset(self.header.slot_bytes, slot)
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class DramCopy(PageCopy):
-    """A page in a slot."""
-
-    slab: Slab
-    slot: int
-    sequence: int
-    dirty: bool = False
-    owner: PageOwner = NOBODY
-    used_at: float = 0.0
-
-    @property
-    def address(self) -> int:
-        """Address of the record in this process."""
-        return self.slab.address + self.slab.offset(self.slot)
-
-    @property
-    def record(self) -> memoryview:
-        """The whole record, padding included, as it goes into a pack."""
-        start = self.slab.offset(self.slot)
-        return self.slab.view[start : start + record_bytes(self.payload_bytes)]
 
 
 class DramTier:
@@ -173,7 +123,7 @@ class DramTier:
                 continue
             self._next_number = max(self._next_number, int(path.name[5:]) + 1)
             try:
-                slab = _map_slab(path)
+                slab = map_slab(path)
             except (PageCorrupt, OSError, ValueError) as error:
                 self.corrupt_headers += 1
                 logger.warning("slab %s cannot be used and is removed: %s", path.name, error)
@@ -182,6 +132,8 @@ class DramTier:
             self.slabs[slab.name] = slab
             self._reserved_bytes += slab.header.file_bytes
             self.scan(slab)
+            if slab.is_agents:  # the agent may have died while it zeroed them
+                self.end_scrub(slab, scrub_slots(slab, self.begin_scrub(slab)))
 
     def close(self) -> None:
         """Leaves the slabs to the next agent; without any, their directory goes."""
@@ -217,7 +169,7 @@ class DramTier:
 
     def add(self, path: Path) -> Slab:
         """Maps a slab that `create_slab` made."""
-        slab = _map_slab(path)
+        slab = map_slab(path)
         self.slabs[slab.name] = slab
         return slab
 
@@ -239,7 +191,7 @@ class DramTier:
         except PageCorrupt as error:
             self.corrupt_headers += 1
             logger.warning("slot %d of %s is freed: %s", slot, slab.name, error)
-            _scrub(slab, offset, slab.header.slot_bytes)
+            scrub(slab, offset, slab.header.slot_bytes)
             return Acceptance.CORRUPT
         if key is not None and header.key != key:
             return Acceptance.STALE
@@ -251,7 +203,7 @@ class DramTier:
             self.remove(other)
             other = None
         if held or other is not None:
-            _scrub(slab, offset, record_bytes(header.payload_bytes))
+            self._let_go(slab, offset, record_bytes(header.payload_bytes), dirty=True)
             return Acceptance.DUPLICATE
         copy = DramCopy(
             header.key, header.payload_bytes, slab=slab, slot=slot, sequence=header.sequence
@@ -281,7 +233,7 @@ class DramTier:
         if copy.gone:
             return
         copy.gone = True
-        copy.dirty = dirty and not copy.slab.is_agents
+        copy.dirty = dirty
         del self._pages[copy.key]
         self._page_bytes -= copy.payload_bytes
         self._count(copy, -1)
@@ -289,16 +241,40 @@ class DramTier:
             self._free(copy)
 
     def adopt(self, slab: Slab) -> list[DramCopy]:
-        """Makes a dead engine's slab the agent's; returns pages that were not announced."""
+        """Makes a dead engine's slab the agent's; returns pages that were not announced.
+
+        Half a page may lie in its free slots: they are dirty until `begin_scrub` .. `end_scrub`.
+        """
+        found = self.scan(slab)
+        for slot in range(slab.header.slots):
+            if slot not in slab.copies:
+                free_slot(slab.view, slab.offset(slot), dirty=True)
         slab.header = slab.header._replace(
             owner_engine_id=AGENT_OWNER, owner_pid=0, owner_start_ticks=0
         )
         slab.view[:SLAB_HEADER_BYTES] = encode_slab_header(slab.header)
-        found = self.scan(slab)
-        for slot in range(slab.header.slots):
-            if slot not in slab.copies:  # half a page may lie there
-                _scrub(slab, slab.offset(slot), slab.header.slot_bytes)
         return found
+
+    def begin_scrub(self, slab: Slab) -> list[int]:
+        """Reserves the dirty free slots of an agent's slab, for `scrub_slots` in a thread.
+
+        None of a slab without pages: it is deleted whole.
+        """
+        if not slab.copies:
+            return []
+        slots = [
+            slot
+            for slot in range(slab.header.slots)
+            if slot not in slab.copies
+            and slot not in slab.writing
+            and slot_is_dirty(slab.view, slab.offset(slot))
+        ]
+        slab.writing.update(slots)
+        return slots
+
+    def end_scrub(self, slab: Slab, slots: Iterable[int]) -> None:
+        """These slots may be used again."""
+        slab.writing.difference_update(slots)
 
     def orphans(self) -> list[Slab]:
         """Slabs whose owner process is dead."""
@@ -338,52 +314,18 @@ class DramTier:
 
     def _free(self, copy: DramCopy) -> None:
         offset = copy.slab.offset(copy.slot)
-        if copy.dirty:
-            free_slot(copy.slab.view, offset, dirty=True)
-        else:
-            _scrub(copy.slab, offset, record_bytes(copy.payload_bytes))
+        self._let_go(copy.slab, offset, record_bytes(copy.payload_bytes), dirty=copy.dirty)
         del copy.slab.copies[copy.slot]
+
+    def _let_go(self, slab: Slab, offset: int, size_bytes: int, *, dirty: bool) -> None:
+        """Frees a slot. An engine's may stay `dirty`: the engine zeroes it when it is idle."""
+        if dirty and not slab.is_agents:
+            free_slot(slab.view, offset, dirty=True)
+        else:
+            scrub(slab, offset, size_bytes)
 
     def _read_header(self, slab: Slab, offset: int) -> RecordHeader:
         header = decode_header(bytes(slab.view[offset : offset + HEADER_BYTES]))
         if record_bytes(header.payload_bytes) > slab.header.slot_bytes:
             raise PageCorrupt(f"a payload of {header.payload_bytes} bytes does not fit its slot")
         return header
-
-
-def _scrub(slab: Slab, offset: int, size_bytes: int) -> None:
-    """Frees a slot and zeros what lay in it: once its page is deleted nobody looks here again."""
-    zero(slab.address + offset + HEADER_BYTES, size_bytes - HEADER_BYTES)
-    free_slot(slab.view, offset)
-
-
-def create_slab(path: Path, header: SlabHeader) -> None:
-    """Makes a slab file with all its memory allocated. Raises OSError when there is none left.
-
-    Allocating here keeps page faults off the hot path, and turns a full /dev/shm into an error
-    now instead of a SIGBUS in the engine later.
-    """
-    temporary = path.with_suffix(".new")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(fd, 0, header.file_bytes)
-        os.pwrite(fd, encode_slab_header(header), 0)
-        temporary.rename(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
-
-
-def _map_slab(path: Path) -> Slab:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        header = decode_slab_header(os.pread(fd, SLAB_HEADER_BYTES, 0))
-        if os.fstat(fd).st_size != header.file_bytes:
-            raise PageCorrupt(f"{path.name} has another length than its header says")
-        mapped = mmap.mmap(fd, header.file_bytes)
-    finally:
-        os.close(fd)
-    view = memoryview(mapped)
-    return Slab(path.name, path, header, view, address_of(view))

@@ -119,6 +119,18 @@ def test_a_full_spool_refuses_and_says_so(agent: Agent) -> None:
     assert loads_right(engine, range(slots))
 
 
+def test_an_agent_that_was_slow_once_still_grants_what_a_store_waits_for(agent: Agent) -> None:
+    engine = agent.engine(store_deadline_seconds=10.0)
+    agent.signal(signal.SIGSTOP)
+    slots = engine.counters()["spool_slots"]
+    goes_on = threading.Timer(0.6, agent.signal, (signal.SIGCONT,))
+    goes_on.start()
+    assert all(store(engine, range(slots + 40)))
+    goes_on.join()
+    assert engine.counters()["agent_silences"] == 1
+    assert loads_right(engine, range(slots + 40))
+
+
 def test_a_stopped_agent_costs_one_deadline_and_no_page(agent: Agent) -> None:
     engine = agent.engine(
         find_deadline_seconds=0.3, store_deadline_seconds=0.5, load_deadline_seconds=0.4

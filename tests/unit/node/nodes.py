@@ -17,8 +17,9 @@ from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.record import HEADER_BYTES, record_bytes
 from agentmem.pages.slab import AGENT_OWNER, SlabHeader, commit_slot
 from agentmem.store.disk import DiskTier
-from agentmem.store.dram import DramTier, Slab, create_slab
+from agentmem.store.dram import DramTier
 from agentmem.store.pack import PACK_HEADER_BYTES
+from agentmem.store.slab import Slab, create_slab
 from tests.unit.store.records import PAYLOAD_BYTES, key_of, payload_of, record_of
 
 RECORD = record_bytes(PAYLOAD_BYTES)

@@ -24,8 +24,9 @@ from agentmem.pages.record import HEADER_BYTES, record_bytes
 from agentmem.pages.slab import SlabHeader, commit_slot
 from agentmem.store.claims import Claim
 from agentmem.store.disk import DiskTier
-from agentmem.store.dram import DramTier, Slab, create_slab
+from agentmem.store.dram import DramTier
 from agentmem.store.packwriter import Record
+from agentmem.store.slab import Slab, create_slab
 from tests.unit.store.records import PAYLOAD_BYTES, bytes_of, key_of, payload_of, record_of
 
 SLOTS = 8
