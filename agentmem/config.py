@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     object_pack_bytes: int = Field(
         32 << 20, ge=8 << 20, le=64 << 20, description="Size of one object of the object tier."
     )
+    object_bytes: int = Field(
+        0, ge=0, description="Above this, pages that nothing claims leave the store; 0: no bound."
+    )
+    object_leftover_seconds: float = Field(
+        2_592_000.0, ge=0, description="How long the store keeps pages that nothing claims."
+    )
 
     node_url: str = Field(
         "",

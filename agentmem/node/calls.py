@@ -222,6 +222,8 @@ class Calls:
             **_usage("disk", self._disk.usage()),
             **self._promises.stats(),
             **_usage("object", TierUsage(0, 0, 0, 0) if objects is None else objects.usage()),
+            "object_own_bytes": 0 if objects is None else objects.own_bytes,
+            "object_leftover_pages": 0 if objects is None else objects.leftover_pages,
             "object_failing": int(objects is not None and objects.failing is not None),
             "slabs": len(self._dram.slabs),
             "read_holds": len(self._ownership.holds),

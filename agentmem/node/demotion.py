@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable
 
@@ -12,6 +13,7 @@ from agentmem.errors import StoreRefused
 from agentmem.node.tiering import Tiering
 from agentmem.pages.record import record_bytes
 from agentmem.store.disk import DiskTier
+from agentmem.store.dram import DramTier
 from agentmem.store.policy import Watermarks
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,8 @@ WATERMARKS = Watermarks(high=0.85, low=0.75)
 _CHUNK_PAGES = 1024
 _PAUSE_SECONDS = 1.0
 _ARCHIVED_MAX = 1 << 20
+# So long after its claim an archived page is waited for that lies neither in dram nor on disk.
+_NOWHERE_SECONDS = 600.0
 
 
 class Demotion:
@@ -28,23 +32,31 @@ class Demotion:
 
     def __init__(
         self,
+        dram: DramTier,
         disk: DiskTier,
         tiering: Tiering,
         watermarks: Watermarks = WATERMARKS,
     ) -> None:
         self.counters: Counter[str] = Counter()
+        self._dram = dram
         self._disk = disk
         self._tiering = tiering
         self._watermarks = watermarks
-        # Archived pages that are not in the object tier yet, in the order of their claims.
-        self._archived: dict[PageKey, None] = {}
+        # Archived pages that are to leave the disk, in the order of their claims, and since when.
+        self._archived: dict[PageKey, float] = {}
 
     def note_archived(self, keys: Iterable[PageKey]) -> None:
         """A claim of the class `archive` names these: they are to leave the disk."""
+        now = time.monotonic()
         for key in keys:
             if len(self._archived) >= _ARCHIVED_MAX:
                 return  # the watermark sees to the rest
-            self._archived[key] = None
+            self._archived[key] = now
+
+    def note_deleted(self, keys: Iterable[PageKey]) -> None:
+        """These are gone: nothing is left to archive."""
+        for key in keys:
+            self._archived.pop(key, None)
 
     async def run(self) -> None:
         """Demotes until cancelled."""
@@ -56,8 +68,20 @@ class Demotion:
                 logger.warning("pages are not demoted: %s", error)
             await asyncio.sleep(_PAUSE_SECONDS)
 
+    @property
+    def archived_pages(self) -> int:
+        """Pages that are to leave the disk as soon as they are there."""
+        return len(self._archived)
+
     async def _archive(self) -> None:
         durable = [key for key in self._archived if key in self._disk]
+        horizon = time.monotonic() - _NOWHERE_SECONDS
+        nowhere = [
+            key
+            for key, since in self._archived.items()
+            if since <= horizon and key not in self._disk and key not in self._dram
+        ]
+        self.note_deleted(nowhere)
         for start in range(0, len(durable), _CHUNK_PAGES):
             chunk = durable[start : start + _CHUNK_PAGES]
             await self._tiering.demote(chunk, release=True)

@@ -13,6 +13,7 @@ import lmdb
 from agentmem.core import FINGERPRINT_DIGEST_BYTES, ClaimTerms, PageKey
 from agentmem.node.ownership import Ownership
 from agentmem.node.promise_messages import TenantUse
+from agentmem.node.protocol import DURABLE_BIT
 from agentmem.node.writebehind import WriteBehind
 from agentmem.pages.record import record_bytes
 from agentmem.store.claims import Holder
@@ -102,7 +103,8 @@ class Promises:
     def note_lost(self, keys: Sequence[PageKey], why: Why) -> None:
         """These pages are gone from a tier: where they were promised and no tier has them, it is a
         breach. Recorded by `run`."""
-        gone = [key for key in keys if self._ownership.best_copy(key) is None]
+        missing = self._ownership.missing(keys)
+        gone = [key for key, is_missing in zip(keys, missing, strict=True) if is_missing]
         if gone:
             self._lost.append((why, gone))
             self._lost_some.set()
@@ -134,7 +136,8 @@ class Promises:
         keys = await self._disk.in_index(lambda index, _: list(index.losses.open_keys))
         for start in range(0, len(keys), _SWEEP_KEYS):
             chunk = keys[start : start + _SWEEP_KEYS]
-            back = [key for key in chunk if self._disk.get(key) is not None]
+            flags = self._ownership.residency(chunk)
+            back = [key for key, bits in zip(chunk, flags, strict=True) if bits & DURABLE_BIT]
             claimed = await self._disk.claims(chunk)
             given_up = [key for key in chunk if key not in claimed and key not in back]
             for some, is_back in ((back, True), (given_up, False)):

@@ -57,6 +57,9 @@ class Retention:
         self._objects = objects
         # Told of pages that are to lie in the object tier only.
         self.on_archived: Callable[[Sequence[PageKey]], None] = lambda keys: None
+        # Told of pages before a claim on them is registered, and of those that are deleted.
+        self.on_claim: Callable[[Sequence[PageKey]], None] = lambda keys: None
+        self.on_deleted: Callable[[Sequence[PageKey]], None] = lambda keys: None
         self._doomed_order: deque[tuple[float, PageKey]] = deque()
 
     async def open(self) -> None:
@@ -77,6 +80,7 @@ class Retention:
         """
         terms = terms or ClaimTerms()
         admission = Admission(len(keys))
+        self.on_claim(keys)
         try:
             admission = await self._promises.claim(claim_id.encode(), keys, expires_at, terms)
             return admission
@@ -114,6 +118,7 @@ class Retention:
         for key, size in sizes.items():
             movements.record(key, Tier.DISK, None, size)
         self._remember_doomed(dict.fromkeys(unclaimed.keys, unclaimed.sequence))
+        self.on_deleted(unclaimed.keys)
         for count, key in enumerate(unclaimed.keys):
             copy = self._dram.get(key)
             if copy is None or copy.sequence > unclaimed.sequence:

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from agentmem.core import PageKey
-from agentmem.errors import PageCorrupt
+from agentmem.errors import KeyUnreadable, PageCorrupt, StoreRefused
 from agentmem.native.datapath import seal_batch
 from agentmem.native.jobs import Outcome, SealJob, address_of
 from agentmem.node.holds import Copy
@@ -32,6 +32,13 @@ class Plain(NamedTuple):
     data_key: DataKey
 
 
+class ForDisk(NamedTuple):
+    """Records as they go to disk, and what refused to seal others, by key."""
+
+    records: list[Record]
+    refused: dict[PageKey, StoreRefused]
+
+
 class Sealer:
     """Seals pages for the tenants that their claims name."""
 
@@ -41,10 +48,16 @@ class Sealer:
         self._executor = executor
 
     async def secret(self, key_id: bytes) -> bytes | None:
-        """What opens records sealed under this key id; None for a plain record or an erased key."""
+        """What opens records sealed under this key id; None for a plain record or an erased key.
+
+        Raises StoreRefused (reason `key_unavailable`) for a key that the root key does not open.
+        """
         if not key_id:
             return None
-        data_key = self._keyring.cached(key_id) or await self._keyring.known_key(key_id)
+        try:
+            data_key = self._keyring.cached(key_id) or await self._keyring.known_key(key_id)
+        except KeyUnreadable as error:
+            raise _unavailable(error) from error
         return None if data_key is None else data_key.secret
 
     def cached_secret(self, key_id: bytes) -> bytes | None:
@@ -62,7 +75,10 @@ class Sealer:
 
     async def data_key(self, tenant: bytes) -> DataKey:
         """The tenant's data key, made where there is none yet. Raises StoreRefused."""
-        return self._keyring.cached(tenant) or await self._keyring.data_key(tenant)
+        try:
+            return self._keyring.cached(tenant) or await self._keyring.data_key(tenant)
+        except KeyUnreadable as error:
+            raise _unavailable(error) from error
 
     async def sealed(
         self, copies: Sequence[Copy], reader: Callable[[Copy], Callable[[], memoryview]]
@@ -70,8 +86,10 @@ class Sealer:
         """Sealed records of these pages, which the caller holds, in their order.
 
         What lies sealed on disk is taken as it is. A page is left out that no claim names a tenant
-        for, or whose bytes do not check. Raises StoreRefused without a data key.
+        for, whose bytes do not check, or whose tenant's data key cannot be had. Raises StoreRefused
+        when that leaves none.
         """
+        refused: StoreRefused | None = None
         claims = await self._disk.claims([copy.key for copy in copies])
         loop = asyncio.get_running_loop()
         found: list[Record | Plain] = []
@@ -88,27 +106,36 @@ class Sealer:
                 else:
                     await loop.run_in_executor(self._executor, verify_record, view, copy.key)
                     found.append(record)
+            except StoreRefused as error:
+                logger.warning("page %s is not sealed: %s", copy.key.hex(), error)
+                refused = error
             except (OSError, PageCorrupt) as error:
                 logger.error("page %s is not sealed: %s", copy.key.hex(), error)
+        if refused is not None and not found:
+            raise refused
         sealed = {r.key: r for r in await self.seal([p for p in found if isinstance(p, Plain)])}
         records = [sealed.get(x.record.key) if isinstance(x, Plain) else x for x in found]
         return [record for record in records if record is not None]
 
     async def for_disk(
         self, records: Sequence[Record], claims: Mapping[PageKey, Sequence[Claim]]
-    ) -> list[Record]:
+    ) -> ForDisk:
         """These plain records as they go to disk: sealed where a claim wants it.
 
-        Those that cannot be sealed are left out. Raises StoreRefused without a data key.
+        Those whose tenant's data key cannot be had are refused; those whose bytes do not check are
+        left out.
         """
-        plain = []
+        plain, refused = [], {}
         for record in records:
             wanting = [c.tenant for c in claims[record.key] if c.encrypted and c.tenant]
-            if wanting:
-                plain.append(Plain(record, await self.data_key(wanting[0])))
+            try:
+                if wanting:
+                    plain.append(Plain(record, await self.data_key(wanting[0])))
+            except StoreRefused as error:
+                refused[record.key] = error
         sealed = {record.key: record for record in await self.seal(plain)}
-        left_out = {page.record.key for page in plain} - sealed.keys()
-        return [sealed.get(r.key, r) for r in records if r.key not in left_out]
+        left_out = {page.record.key for page in plain} - sealed.keys() | refused.keys()
+        return ForDisk([sealed.get(r.key, r) for r in records if r.key not in left_out], refused)
 
     async def seal(self, pages: Sequence[Plain]) -> list[Record]:
         """Seals plain records; those whose bytes do not check are left out."""
@@ -131,6 +158,10 @@ class Sealer:
             else:
                 logger.error("page %s is not sealed: %s", page.record.key.hex(), outcome)
         return records
+
+
+def _unavailable(error: KeyUnreadable) -> StoreRefused:
+    return StoreRefused(f"no data key: {error.message}", reason="key_unavailable")
 
 
 def _record_of(header: RecordHeader, view: memoryview, claims: Sequence[Claim]) -> Record:

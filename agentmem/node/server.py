@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import signal
-import time
 from collections.abc import Container, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,8 @@ from agentmem.node.calls import Calls
 from agentmem.node.demotion import Demotion
 from agentmem.node.durability import DurabilityWaiters
 from agentmem.node.listening import Doors
+from agentmem.node.objectsweep import ObjectSweep
+from agentmem.node.objecttending import ObjectTending
 from agentmem.node.ownership import Ownership
 from agentmem.node.promises import Promises
 from agentmem.node.retention import Retention
@@ -46,8 +47,7 @@ logger = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the shared memory of POSIX, not a temporary file
 _IO_THREADS = 4
 _HOUSEKEEPING_SECONDS = 1.0
-_OBJECTS_SECONDS = 1.0
-_REFRESH_SECONDS = 30.0
+_LEFTOVER_SECONDS = 30 * 86_400.0
 # An object store has no bound of ours: what is promised is bounded per tenant then.
 _CAPACITY_BYTES_WITH_OBJECTS = 1 << 60
 _COMPACTED_PACKS_MAX = 4
@@ -73,6 +73,8 @@ class NodeAgent:
         object_url: str = "",
         object_endpoint: str = "",
         object_pack_bytes: int = PACK_BYTES,
+        object_bytes: int = 0,
+        object_leftover_seconds: float = _LEFTOVER_SECONDS,
         listener: TcpListener | None = None,
         tenant_promised_bytes: int = 0,
     ) -> None:
@@ -84,6 +86,8 @@ class NodeAgent:
         self._object_url = object_url
         self._object_endpoint = object_endpoint
         self._object_pack_bytes = object_pack_bytes
+        self._object_bytes = object_bytes
+        self._object_leftover_seconds = object_leftover_seconds
         self._listener = listener
         self._tenant_promised_bytes = tenant_promised_bytes
         self._tasks: list[asyncio.Task[None]] = []
@@ -102,6 +106,8 @@ class NodeAgent:
             object_url=settings.object_url,
             object_endpoint=settings.object_endpoint,
             object_pack_bytes=settings.object_pack_bytes,
+            object_bytes=settings.object_bytes,
+            object_leftover_seconds=settings.object_leftover_seconds,
             tenant_promised_bytes=settings.tenant_promised_bytes,
             listener=listener,
         )
@@ -150,10 +156,12 @@ class NodeAgent:
             slabs=self._slabs,
             executor=self._executor,
         )
-        self._demotion = Demotion(self._disk, self._tiering)
+        self._demotion = Demotion(self._dram, self._disk, self._tiering)
         if self._objects is not None:
             self._retention.on_archived = self._demotion.note_archived
+            self._retention.on_deleted = self._demotion.note_deleted
             promises.capacity_bytes = _CAPACITY_BYTES_WITH_OBJECTS
+            self._objects.listing.on_lost = promises.note_lost
         await self._retention.open()
         self._slabs.adopt_orphans()
         self._calls = Calls(
@@ -241,7 +249,14 @@ class NodeAgent:
         self._spawn(self._watch_index())
         self._spawn(self._housekeeping())
         if self._objects is not None:
-            self._spawn(self._tend_objects(self._objects))
+            sweep = ObjectSweep(
+                self._objects,
+                self._disk,
+                self._write_behind.movements,
+                leftover_seconds=self._object_leftover_seconds,
+            )
+            self._retention.on_claim = sweep.note_claimed
+            self._spawn(ObjectTending(self._objects, self._keyring, sweep).run())
             self._spawn(self._demotion.run())
 
     async def _open_objects(self, node_id: str) -> tuple[Sealer, ObjectTier | None]:
@@ -255,33 +270,14 @@ class NodeAgent:
         if store is None:
             return sealer, None
         objects = ObjectTier(
-            store, self._node_dir / "objects", node_id, pack_bytes=self._object_pack_bytes
+            store,
+            self._node_dir / "objects",
+            node_id,
+            pack_bytes=self._object_pack_bytes,
+            budget_bytes=self._object_bytes,
         )
         await objects.open()
         return sealer, objects
-
-    async def _tend_objects(self, objects: ObjectTier) -> None:
-        """Rewrites packs of deleted pages, and finds what other nodes have put there."""
-        refresh_at = 0.0
-        while True:
-            await self._attempt(self._reclaim_objects(objects))
-            if time.monotonic() >= refresh_at:
-                await self._attempt(objects.refresh_soon())
-                await self._attempt(self._refresh_keys())
-                refresh_at = time.monotonic() + _REFRESH_SECONDS
-            await asyncio.sleep(_OBJECTS_SECONDS)
-
-    async def _reclaim_objects(self, objects: ObjectTier) -> None:
-        try:
-            await objects.reclaim()
-        except StoreRefused as error:
-            logger.warning("deleted pages stay in the object store for now: %s", error)
-
-    async def _refresh_keys(self) -> None:
-        try:
-            await self._keyring.refresh()
-        except StoreRefused as error:
-            logger.warning("erased tenants' keys are not looked for: %s", error)
 
     def _spawn(self, loop: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(loop))

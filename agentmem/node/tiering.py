@@ -138,7 +138,8 @@ class Tiering:
         batch: list[PageKey] = []
         size_bytes = 0
         for key in keys:
-            copy = None if key in objects else self._ownership.best_copy(key)
+            # What lies in another node's objects goes into this one's, too: that node may drop it.
+            copy = None if objects.is_own(key) else self._ownership.best_copy(key)
             if copy is None:
                 continue
             batch.append(key)
@@ -282,6 +283,7 @@ class Tiering:
         self.counters["quarantined_object_pages"] += 1
         logger.error("object page %s is quarantined: %s", key.hex(), why)
         await objects.quarantine([key])
+        self._ownership.on_lost([key], "quarantined")
 
     async def _put(self, objects: ObjectTier, keys: Sequence[PageKey]) -> None:
         """Seals and uploads one batch."""

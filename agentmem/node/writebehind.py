@@ -40,6 +40,8 @@ BATCH_PAGES_MAX = 1024
 BATCHES_MAX = 2
 _BACKOFF_SECONDS_MIN = 0.2
 _BACKOFF_SECONDS_MAX = 5.0
+# How long a page waits whose tenant's data key cannot be had.
+_WITHHELD_SECONDS = 5.0
 _URGENT = -1  # before every rank of `write_rank`
 
 
@@ -86,6 +88,8 @@ class WriteBehind:
         # Pages of these batches that are claimed and check.
         self._writing: set[PageKey] = set()
         self._backoff_seconds = 0.0
+        # Claimed pages that cannot be sealed for now: they hold up no others.
+        self._withheld: dict[PageKey, _Waiting] = {}
 
     @property
     def queued_pages(self) -> int:
@@ -99,7 +103,7 @@ class WriteBehind:
 
     def pending(self, key: PageKey) -> bool:
         """Whether the page waits to be written. A copy that is being written is held instead."""
-        return key in self._queue
+        return key in self._queue or key in self._withheld
 
     def oldest_age_ms(self) -> int:
         """For how long the first page in the queue has waited; 0 with an empty queue."""
@@ -166,7 +170,7 @@ class WriteBehind:
                 await self._idle.wait()
         except TimeoutError:
             return False
-        return True
+        return not self._withheld
 
     async def batch_ended(self) -> None:
         """Waits for the batches that are being written now, whose pages they hold."""
@@ -211,7 +215,8 @@ class WriteBehind:
             good = await self._without_corrupt(good)
             records = [_record(copy, claims[copy.key]) for copy, _ in good]
             if self._sealer is not None:
-                records = await self._sealer.for_disk(records, claims)
+                records, refused = await self._sealer.for_disk(records, claims)
+                self._withhold(good, refused)
             written = {record.key for record in records}
             good = [page for page in good if page.copy.key in written]
             if records:
@@ -265,6 +270,22 @@ class WriteBehind:
             self.last_lag_ms = max(0, now - since_ns) // 1_000_000
             self.movements.record(copy.key, Tier.DRAM, Tier.DISK, copy.payload_bytes)
             self._waiters.notify(copy.key)
+
+    def _withhold(self, pages: Iterable[_Waiting], refused: Mapping[PageKey, StoreRefused]) -> None:
+        """Pages that no key seals are tried again after a while."""
+        held = [page for page in pages if page.copy.key in refused]
+        if not held:
+            return
+        logger.error("%d pages wait: %s", len(held), next(iter(refused.values())))
+        self.counters["stalled_key_unavailable"] += 1
+        self._withheld.update((page.copy.key, page) for page in held)
+        asyncio.get_running_loop().call_later(_WITHHELD_SECONDS, self._try_withheld)
+
+    def _try_withheld(self) -> None:
+        waiting, self._withheld = self._withheld, {}
+        for copy, since_ns in waiting.values():
+            if not copy.gone:
+                self._add(copy, since_ns)
 
     def _requeue(self, pages: Sequence[_Waiting], error: StoreRefused) -> None:
         if self.failing != error.reason:

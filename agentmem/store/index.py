@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ class PageIndex:
         self._doomed = self._env.open_db(b"doomed")
         self.claims = ClaimTable(self._env)
         self.losses = LossTable(self._env, self.claims)
-        self._leftovers = LeftoverTable(self._env)
+        self.leftover_table = LeftoverTable(self._env)
 
     def close(self) -> None:
         """Closes the environment; nothing is pending, every method committed what it did."""
@@ -164,21 +164,24 @@ class PageIndex:
         with self._env.begin(db=self._doomed) as tx:
             return {PageKey(bytes(k)): _U64.unpack(v)[0] for k, v in tx.cursor()}
 
-    def commit(self, extents: Sequence[Extent], packs: dict[int, PackState]) -> list[Extent]:
-        """Makes written records visible and durable as pages.
+    def commit(
+        self, extents: Sequence[Extent], packs: dict[int, PackState], over: Container[int] = ()
+    ) -> list[Extent]:
+        """Makes written records visible and durable as pages, in place of those in packs `over`.
 
-        Returns those that did not become pages, because the page was deleted while its record
-        was being written or exists already; their bytes are listed for punching.
+        Returns those that did not become pages (deleted meanwhile, or there already), to be punched
         """
         refused = []
         with self._env.begin(write=True) as tx:
             for extent in extents:
                 doomed = tx.get(extent.key, db=self._doomed)
                 deleted = doomed is not None and _U64.unpack(doomed)[0] >= extent.sequence
-                value = _page(extent)
-                if deleted or not tx.put(extent.key, value, overwrite=False, db=self._pages):
+                before = tx.get(extent.key, db=self._pages)
+                if deleted or (before and _extent(extent.key, before).pack not in over):
                     refused.append(extent)
                     self._list_punch(tx, extent)
+                    continue
+                tx.put(extent.key, _page(extent), db=self._pages)
             self._put_packs(tx, packs)
         return refused
 
@@ -233,7 +236,7 @@ class PageIndex:
         with self._env.begin(write=True) as tx:
             for extent in extents:
                 tx.delete(extent.key, db=self._pages)
-                self._leftovers.remove(tx, extent.key)
+                self.leftover_table.remove(tx, extent.key)
             for number in packs:
                 tx.delete(_PACK_KEY.pack(number), db=self._packs)
                 cursor = tx.cursor(db=self._punches)
@@ -254,8 +257,7 @@ class PageIndex:
 
         They are doomed as well: neither a crash nor a late copy can bring them back.
         """
-        # Taken in the index thread, so that every record committed so far is older.
-        sequence = time.time_ns()
+        sequence = time.time_ns()  # in the index thread: every record committed so far is older
         result = Unclaimed([], [], sequence)
         keys = list(keys)
         with self.claims.counting() as (tx, change):
@@ -296,7 +298,7 @@ class PageIndex:
             dropped, more = self.claims.prune(tx, now_us, rows_max, change)
             for page in dropped:
                 if tx.get(page.key, db=self._pages) is not None:
-                    self._leftovers.add(tx, Leftover(*page))
+                    self.leftover_table.add(tx, Leftover(*page))
         return len(dropped), more
 
     def leftovers(self, pages_max: int, now_us: int) -> list[tuple[Leftover, Extent]]:
@@ -304,7 +306,7 @@ class PageIndex:
         found: list[tuple[Leftover, Extent]] = []
         stale: list[PageKey] = []
         with self._env.begin(write=True) as tx:
-            for page in self._leftovers.oldest(tx):
+            for page in self.leftover_table.oldest(tx):
                 value = tx.get(page.key, db=self._pages)
                 if value is None or self.claims.is_claimed(tx, page.key, now_us):
                     stale.append(page.key)
@@ -313,7 +315,7 @@ class PageIndex:
                 if len(found) == pages_max:
                     break
             for key in stale:
-                self._leftovers.remove(tx, key)
+                self.leftover_table.remove(tx, key)
         return found
 
     def payload_bytes_by_fingerprint(self) -> dict[bytes, int]:
@@ -343,7 +345,7 @@ class PageIndex:
                 after = bytes(cursor.key())
                 extent = _extent(PageKey(after), cursor.value())
                 claims = self.claims.of_page_in(tx, extent.key)
-                tenant = claims[0].tenant if claims else self._leftovers.tenant(tx, extent.key)
+                tenant = claims[0].tenant if claims else self.leftover_table.tenant(tx, extent.key)
                 pages, page_bytes = uses.get(tenant, (0, 0))
                 uses[tenant] = pages + 1, page_bytes + extent.payload_bytes
                 positioned = cursor.next()
@@ -351,11 +353,11 @@ class PageIndex:
 
     def _pop(self, tx: Any, key: PageKey, up_to: int | None = None) -> Extent | None:
         value = tx.get(key, db=self._pages)
-        if value is None or (up_to is not None and _extent(key, value).sequence > up_to):
+        extent = None if value is None else _extent(key, value)
+        if extent is None or (up_to is not None and extent.sequence > up_to):
             return None
         tx.delete(key, db=self._pages)
-        extent = _extent(key, value)
-        self._leftovers.remove(tx, key)
+        self.leftover_table.remove(tx, key)
         self._list_punch(tx, extent)
         return extent
 

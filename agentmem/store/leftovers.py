@@ -1,16 +1,16 @@
-"""Pages on disk whose last claim has expired: cache, and the first to go when the disk fills.
+"""Pages whose last claim has expired: cache, and the first to go when their tier fills.
 
     leftovers        page key -> when, position, tenant, retention, page before it
     leftovers_order  when, position counted down, page key -> nothing
 
-LMDB tables beside the page index, used from the disk tier's index thread. A page that is claimed
+LMDB tables beside a page index, used from that index's thread. A page that is claimed
 again, or gone, is dropped from here when eviction comes to it.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from agentmem.core import PAGE_KEY_BYTES, PageKey
@@ -38,6 +38,7 @@ class LeftoverTable:
     """See the module's docstring. Raises lmdb.Error."""
 
     def __init__(self, env: Any) -> None:
+        self._env = env
         self._rows = env.open_db(b"leftovers")
         self._order = env.open_db(b"leftovers_order")
 
@@ -53,6 +54,20 @@ class LeftoverTable:
         )
         tx.put(page.key, row, db=self._rows)
         tx.put(_order(page.since_us, page.position) + page.key, b"", db=self._order)
+
+    def note(self, unclaimed: Iterable[Leftover], claimed: Iterable[PageKey]) -> None:
+        """Lists pages that nothing claims, those listed already as they are; unlists others."""
+        with self._env.begin(write=True) as tx:
+            for page in unclaimed:
+                if tx.get(page.key, db=self._rows) is None:
+                    self.add(tx, page)
+            for key in claimed:
+                self.remove(tx, key)
+
+    def pages(self) -> int:
+        """How many are listed, those among them that are claimed again or gone included."""
+        with self._env.begin() as tx:
+            return int(tx.stat(self._rows)["entries"])
 
     def remove(self, tx: Any, key: PageKey) -> None:
         """The page is gone or claimed again."""

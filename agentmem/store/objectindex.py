@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,6 +20,7 @@ from agentmem.core import PageKey
 from agentmem.errors import StoreRefused
 from agentmem.store.index import Extent, PackState, PageIndex
 from agentmem.store.indexthread import IndexThread
+from agentmem.store.leftovers import Leftover
 from agentmem.store.objectcopies import extent_of
 from agentmem.store.objectnames import PackNames
 from agentmem.store.objectpack import Row
@@ -85,9 +86,14 @@ class ObjectIndex:
         """The number of an object; None for one that is not known."""
         return self._names.number(name)
 
-    async def add(self, name: str, rows: Sequence[Row], size_bytes: int) -> Added:
-        """Makes the records of an object pages, but for those that exist or were deleted."""
-        return await self._run(partial(self._add, name, rows, size_bytes))
+    async def add(
+        self, name: str, rows: Sequence[Row], size_bytes: int, over: Container[int] = ()
+    ) -> Added:
+        """Makes the records of an object pages, but for those that exist or were deleted.
+
+        Pages that lie in objects that `over` names lie in this one then.
+        """
+        return await self._run(partial(self._add, name, rows, size_bytes, over))
 
     async def move(
         self, old: Sequence[Extent], name: str, rows: Sequence[Row], size_bytes: int
@@ -110,6 +116,29 @@ class ObjectIndex:
         """Forgets deletions older than a sequence: no record that they are for can come any more"""
         await self._run(partial(self._prune_doomed, before))
 
+    async def sizes(self) -> dict[int, int]:
+        """Bytes of every object, by number, as they were when it became known."""
+        packs = await self._run(self._thread.index.packs)
+        return {number: state.committed_end for number, state in packs.items()}
+
+    async def keys_after(self, after: bytes, pages_max: int) -> list[PageKey]:
+        """Keys of the next pages after that key (empty: from the first), in order."""
+        return await self._run(partial(self._thread.index.keys_after, after, pages_max))
+
+    async def note_leftovers(self, unclaimed: list[Leftover], claimed: list[PageKey]) -> int:
+        """Lists pages that nothing claims, and unlists others. Returns how many are listed."""
+        return await self._run(partial(self._note_leftovers, unclaimed, claimed))
+
+    async def leftovers(self, pages_max: int) -> list[Leftover]:
+        """Pages that were listed as left over, those left over first first."""
+        found = await self._run(partial(self._thread.index.leftovers, pages_max, 0))
+        return [page for page, _ in found]
+
+    def _note_leftovers(self, unclaimed: list[Leftover], claimed: list[PageKey]) -> int:
+        table = self._thread.index.leftover_table
+        table.note(unclaimed, claimed)
+        return table.pages()
+
     def _recover(self, directory: Path, known: Known, index: PageIndex, rebuilt: bool) -> Recovery:
         self._names = PackNames(directory / "names")
         packs = index.packs()
@@ -125,11 +154,11 @@ class ObjectIndex:
         known.dead[:] = [dead for dead in index.punches() if self._names.name(dead[0])]
         return Recovery(0, len(lost), 0, rebuilt)
 
-    def _add(self, name: str, rows: Sequence[Row], size_bytes: int) -> Added:
+    def _add(self, name: str, rows: Sequence[Row], size_bytes: int, over: Container[int]) -> Added:
         number = self._names.add(name)
         extents = [extent_of(number, row) for row in rows]
         state = PackState(size_bytes, sealed=True)
-        return Added(extents, self._thread.index.commit(extents, {number: state}))
+        return Added(extents, self._thread.index.commit(extents, {number: state}, over))
 
     def _move(
         self, old: Sequence[Extent], name: str, rows: Sequence[Row], size_bytes: int
