@@ -158,10 +158,7 @@ class NodeAgent:
         )
         self._demotion = Demotion(self._dram, self._disk, self._tiering)
         if self._objects is not None:
-            self._retention.on_archived = self._demotion.note_archived
-            self._retention.on_deleted = self._demotion.note_deleted
             promises.capacity_bytes = _CAPACITY_BYTES_WITH_OBJECTS
-            self._objects.listing.on_lost = promises.note_lost
         await self._retention.open()
         self._slabs.adopt_orphans()
         self._calls = Calls(
@@ -256,6 +253,9 @@ class NodeAgent:
                 leftover_seconds=self._object_leftover_seconds,
             )
             self._retention.on_claim = sweep.note_claimed
+            self._retention.on_archived = self._demotion.note_archived
+            self._retention.on_deleted = self._demotion.note_deleted
+            self._objects.listing.on_lost = promises.note_lost
             self._spawn(ObjectTending(self._objects, self._keyring, sweep).run())
             self._spawn(self._demotion.run())
 
