@@ -20,6 +20,8 @@ key = App(name="key", help="API keys of a tenant.")
 cli.command(tenant)
 bench = App(name="bench", help="Measurements, side by side with their limits.")
 cli.command(key)
+objects = App(name="objects", help="What nodes have put into the object store.")
+cli.command(objects)
 cli.command(bench)
 
 
@@ -88,6 +90,42 @@ def doctor(*, verify: bool = False, json: bool = False, data_dir: DataDir = None
     from agentmem.doctor.run import run_doctor
 
     return run_doctor(_settings(data_dir=data_dir), verify=verify, as_json=json)
+
+
+@objects.command(name="list")
+def objects_list(*, data_dir: DataDir = None) -> None:
+    """List whose objects lie in the store, how many bytes, and when each node wrote last."""
+    from agentmem.doctor.objects import list_objects
+
+    print(list_objects(_settings(data_dir=data_dir)))
+
+
+@objects.command(name="adopt")
+def objects_adopt(node_id: str, /, *, force: bool = False, data_dir: DataDir = None) -> int:
+    """Move a lost node's pages into objects of this node's own.
+
+    Refused where that node has written within a day, unless --force. Exit code 1: some objects
+    could not be read, and are still there.
+    """
+    from agentmem.doctor.objects import take_objects
+
+    moved = take_objects(_settings(data_dir=data_dir), node_id, delete=False, force=force)
+    print(f"{moved.pages:,} pages of {moved.packs:,} objects are this node's")
+    if moved.unreadable:
+        print(f"{moved.unreadable:,} objects could not be read: they stay as they are")
+    return 1 if moved.unreadable else 0
+
+
+@objects.command(name="delete")
+def objects_delete(node_id: str, /, *, force: bool = False, data_dir: DataDir = None) -> None:
+    """Delete a lost node's objects, with all pages in them.
+
+    Refused where that node has written within a day, unless --force.
+    """
+    from agentmem.doctor.objects import take_objects
+
+    moved = take_objects(_settings(data_dir=data_dir), node_id, delete=True, force=force)
+    print(f"{moved.packs:,} objects are deleted")
 
 
 @cli.command

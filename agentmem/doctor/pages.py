@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from agentmem.doctor.report import BadPage, Check, Status
 from agentmem.errors import AgentmemError
 from agentmem.node.client import NodeClient
+from agentmem.node.messages import Finding
 
 _AUDIT_SECONDS = 600.0
 _CHUNK_SECONDS = 120.0
 # Between two chunks the agent does what else it has to do for as long as the chunk took.
 _PAUSE_SHARE = 1.0
 _TIERS: tuple[Literal["dram", "disk"], ...] = ("dram", "disk")
+
+Verified = Literal["dram", "disk", "object"]
 
 Say = Callable[[str], None]
 
@@ -28,13 +31,21 @@ def check_index(client: NodeClient) -> Check:
     if not reply.findings:
         detail = f"{reply.sums['pages']} pages, index, packs and accounting agree"
         return Check("index", Status.OK, detail, dict(reply.sums))
-    found = [
-        f"{each.kind} in {each.file or 'the sums'} at {each.offset}, {each.size_bytes} bytes: "
-        f"{each.detail}: {each.repair or 'left as it is'}"
-        for each in reply.findings
-    ]
     detail = f"{reply.sums['differences']} differences"
-    return Check("index", Status.FOUND, detail, dict(reply.sums), found)
+    return Check("index", Status.FOUND, detail, dict(reply.sums), _told(reply.findings))
+
+
+def check_objects(client: NodeClient) -> Check:
+    """The object store itself, and its listing against the index; what can be mended is."""
+    try:
+        reply = client.audit("object", timeout_seconds=_AUDIT_SECONDS)
+    except AgentmemError as error:
+        return Check("object_store", Status.FAILED, error.message)
+    if not reply.findings:
+        detail = f"{reply.sums['pages']} pages; the store answers, index and listing agree"
+        return Check("object_store", Status.OK, detail, dict(reply.sums))
+    detail = f"{reply.sums['differences']} differences"
+    return Check("object_store", Status.FOUND, detail, dict(reply.sums), _told(reply.findings))
 
 
 def check_state(client: NodeClient) -> Check:
@@ -54,10 +65,16 @@ def check_state(client: NodeClient) -> Check:
     return Check("agent", Status.OK, detail, values)
 
 
-def check_pages(client: NodeClient, say: Say) -> tuple[list[Check], list[BadPage]]:
-    """Every checksum of every tier, chunk by chunk; bad pages are quarantined by the agent."""
+def check_pages(
+    client: NodeClient, say: Say, *, objects: bool
+) -> tuple[list[Check], list[BadPage]]:
+    """Every checksum of every tier, chunk by chunk; bad pages are quarantined by the agent.
+
+    `objects`: of the object tier, too.
+    """
     checks, bad_pages = [], []
-    for tier in _TIERS:
+    tiers: tuple[Verified, ...] = (*_TIERS, "object") if objects else _TIERS
+    for tier in tiers:
         try:
             check, bad = _check_tier(client, tier, say)
         except AgentmemError as error:
@@ -68,17 +85,17 @@ def check_pages(client: NodeClient, say: Say) -> tuple[list[Check], list[BadPage
     return checks, bad_pages
 
 
-def _check_tier(
-    client: NodeClient, tier: Literal["dram", "disk"], say: Say
-) -> tuple[Check, list[BadPage]]:
+def _check_tier(client: NodeClient, tier: Verified, say: Say) -> tuple[Check, list[BadPage]]:
     pages = record_bytes = 0
     bad: list[BadPage] = []
+    findings: list[Finding] = []
     after = b""
     while True:
         begun = time.monotonic()
         reply = client.verify(tier, after, timeout_seconds=_CHUNK_SECONDS)
         pages += reply.pages
         record_bytes += reply.record_bytes
+        findings += reply.findings
         bad += [
             BadPage(page.key.hex(), tier, page.path, page.offset, page.why, page.repaired)
             for page in reply.bad
@@ -89,6 +106,14 @@ def _check_tier(
         say(f"{pages} pages in {tier} checked")
         time.sleep(_PAUSE_SHARE * (time.monotonic() - begun))
     values = {"pages": pages, "record_bytes": record_bytes, "bad": len(bad)}
-    status = Status.FOUND if bad else Status.OK
+    status = Status.FOUND if bad or findings else Status.OK
     detail = f"{pages} pages, {record_bytes} bytes, {len(bad)} bad"
-    return Check(f"checksums_{tier}", status, detail, values), bad
+    return Check(f"checksums_{tier}", status, detail, values, _told(findings)), bad
+
+
+def _told(findings: Sequence[Finding]) -> list[str]:
+    return [
+        f"{each.kind} in {each.file or 'the sums'} at {each.offset}, {each.size_bytes} bytes: "
+        f"{each.detail}: {each.repair or 'left as it is'}"
+        for each in findings
+    ]

@@ -20,7 +20,7 @@ import lmdb
 
 from agentmem.config import Settings
 from agentmem.doctor.environment import check_environment
-from agentmem.doctor.pages import Say, check_index, check_pages, check_state
+from agentmem.doctor.pages import Say, check_index, check_objects, check_pages, check_state
 from agentmem.doctor.report import Check, Report, Status
 from agentmem.doctor.speed import check_speed
 from agentmem.errors import AgentmemError, ConfigurationInvalid, NodeUnavailable
@@ -56,11 +56,14 @@ def examine(settings: Settings, *, verify: bool, say: Say) -> Report:
         return report
     report.checks.append(check_speed(settings.node_dir))
     try:
-        with _agent(settings, report) as client:
+        with node_agent(settings, report) as client:
             report.checks.append(check_state(client))
             report.checks.append(check_index(client))
+            objects = bool(settings.object_url)
+            if objects:
+                report.checks.append(check_objects(client))
             if verify:
-                checks, bad_pages = check_pages(client, say)
+                checks, bad_pages = check_pages(client, say, objects=objects)
                 report.checks += checks
                 report.bad_pages += bad_pages
     except AgentmemError as error:
@@ -69,7 +72,7 @@ def examine(settings: Settings, *, verify: bool, say: Say) -> Report:
 
 
 @contextmanager
-def _agent(settings: Settings, report: Report) -> Iterator[NodeClient]:
+def node_agent(settings: Settings, report: Report) -> Iterator[NodeClient]:
     """A client of the node's agent: of the one that runs, or of one started for this.
 
     Raises AgentmemError when the node has an owner that does not answer, or cannot be opened.

@@ -13,6 +13,8 @@ from agentmem.node import protocol as p
 from agentmem.node.counters import COUNTERS
 from agentmem.node.demotion import Demotion
 from agentmem.node.messages import Audit, Verify
+from agentmem.node.object_messages import PackOwners, TakePacks
+from agentmem.node.objectowners import ObjectOwners
 from agentmem.node.ownership import Ownership
 from agentmem.node.promise_messages import (
     ClaimReply,
@@ -52,6 +54,8 @@ _LATER = (
     Audit,
     TenantUsage,
     Losses,
+    PackOwners,
+    TakePacks,
 )
 
 
@@ -103,6 +107,7 @@ class Calls:
         self._sealer = sealer
         self._objects = objects
         self._demotion = demotion
+        self._owners = ObjectOwners(objects, node_id)
 
     def takes_time(self, request: p.Request) -> bool:
         """Whether `answer_later` answers this one, `answer` otherwise."""
@@ -175,8 +180,8 @@ class Calls:
                 reply = p.IndexesReply(await waited)
             case Verify(tier=tier, after=after):
                 reply = await self._verification.verify(Tier(tier), after)
-            case Audit():
-                reply = await self._verification.audit()
+            case Audit(tier=tier):
+                reply = await self._verification.audit(Tier(tier))
             case _:
                 reply = await self._move(request)
         return reply
@@ -200,10 +205,10 @@ class Calls:
             case p.DropTier(keys=keys):
                 names = None if keys is None else p.split_keys(keys)
                 reply = p.DeletedReply(*await self._ownership.drop_dram(names))
-            case Verify(tier=tier, after=after):
-                reply = await self._verification.verify(Tier(tier), after)
-            case Audit():
-                reply = await self._verification.audit()
+            case PackOwners():
+                reply = await self._owners.owners()
+            case TakePacks():
+                reply = await self._owners.take(request)
             case TenantUsage(limit=limit):
                 uses = await self._promises.tenants(limit)
                 reply = TenantUsageReply(uses)

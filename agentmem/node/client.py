@@ -31,6 +31,13 @@ from agentmem.node.answers import (
 from agentmem.node.calling import Caller
 from agentmem.node.messages import Audit, AuditReply, Verify, VerifyReply
 from agentmem.node.movements import Movement
+from agentmem.node.object_messages import (
+    Owner,
+    PackOwners,
+    PackOwnersReply,
+    TakenReply,
+    TakePacks,
+)
 from agentmem.node.promise_messages import (
     ClaimReply,
     Loss,
@@ -247,14 +254,30 @@ class NodeClient(Caller):
         return Deleted(reply.pages, reply.page_bytes)
 
     def verify(
-        self, tier: Literal["dram", "disk"], after: bytes, *, timeout_seconds: float | None = None
+        self,
+        tier: Literal["dram", "disk", "object"],
+        after: bytes,
+        *,
+        timeout_seconds: float | None = None,
     ) -> VerifyReply:
         """Checks the records of the next pages of a tier; the agent quarantines bad ones."""
         return self._call(Verify(tier, after), VerifyReply, timeout_seconds)
 
-    def audit(self, *, timeout_seconds: float | None = None) -> AuditReply:
+    def audit(
+        self, tier: Literal["disk", "object"] = "disk", *, timeout_seconds: float | None = None
+    ) -> AuditReply:
         """Holds index, packs and accounting against each other; the agent mends what it can."""
-        return self._call(Audit(), AuditReply, timeout_seconds)
+        return self._call(Audit(tier), AuditReply, timeout_seconds)
+
+    def pack_owners(self, *, timeout_seconds: float | None = None) -> list[Owner]:
+        """Whose objects lie in the object store, most bytes first."""
+        return self._call(PackOwners(), PackOwnersReply, timeout_seconds).owners
+
+    def take_packs(
+        self, node_id: str, *, delete: bool, force: bool, timeout_seconds: float | None = None
+    ) -> TakenReply:
+        """Takes over, or deletes, some objects of another node: ask on while any are left."""
+        return self._call(TakePacks(node_id, delete, force), TakenReply, timeout_seconds)
 
     def tenant_usage(
         self, limit: int = 100, *, timeout_seconds: float | None = None

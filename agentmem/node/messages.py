@@ -19,14 +19,18 @@ class Struct(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Verify(Struct, tag="verify"):
-    """Check the pages of a tier after that key (empty: the first). Answer: VerifyReply."""
+    """Check the next pages of a tier (`after`: as the last answer says; empty: the first). Answer:
+    VerifyReply."""
 
-    tier: Literal["dram", "disk"]
+    tier: Literal["dram", "disk", "object"]
     after: Annotated[bytes, msgspec.Meta(max_length=PAGE_KEY_BYTES)]
 
 
 class Audit(Struct, tag="audit"):
-    """Hold index, packs and accounting against each other, and mend. Answer: AuditReply."""
+    """Hold a tier's index, packs and accounting against each other, and mend. Answer:
+    AuditReply."""
+
+    tier: Literal["disk", "object"] = "disk"
 
 
 class BadPage(NamedTuple):
@@ -52,12 +56,14 @@ class Finding(NamedTuple):
 
 
 class VerifyReply(Struct, tag="verify_reply"):
-    """`after`: ask on from there; empty when these were the last."""
+    """`after`: ask on from there; empty when these were the last. `findings`: what else was wrong
+    with the objects that they lie in."""
 
     after: bytes
     pages: int
     record_bytes: int
     bad: list[BadPage]
+    findings: list[Finding] = []
 
 
 class AuditReply(Struct, tag="audit_reply"):

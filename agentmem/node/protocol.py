@@ -28,6 +28,7 @@ from agentmem.node.messages import (
     Verify,
     VerifyReply,
 )
+from agentmem.node.object_messages import PackOwners, PackOwnersReply, TakenReply, TakePacks
 from agentmem.node.promise_messages import (
     ClaimReply,
     Losses,
@@ -37,7 +38,7 @@ from agentmem.node.promise_messages import (
 )
 from agentmem.node.tier_messages import Demote, EraseTenant, Prefetch
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 PROTOCOL_VERSION_MIN = 2
 MOVEMENTS_PER_CALL_MAX = 8192
 
@@ -345,6 +346,8 @@ Request = (
     | Ping
     | Verify
     | Audit
+    | PackOwners
+    | TakePacks
 )
 Reply = (
     Failure
@@ -367,6 +370,8 @@ Reply = (
     | StatsReply
     | VerifyReply
     | AuditReply
+    | PackOwnersReply
+    | TakenReply
 )
 
 

@@ -179,6 +179,7 @@ class NodeAgent:
                 disk=self._disk,
                 retention=self._retention,
                 executor=self._executor,
+                objects=self._objects,
             ),
             promises=promises,
         )

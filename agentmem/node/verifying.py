@@ -24,6 +24,8 @@ from agentmem.store.audit import Difference
 from agentmem.store.disk import DiskTier
 from agentmem.store.dram import DramTier
 from agentmem.store.medium import reason_of
+from agentmem.store.object import ObjectTier
+from agentmem.store.objectlisting import ObjectFinding
 from agentmem.store.pack import pack_name
 
 CHUNK_PAGES_MAX = 1024
@@ -42,18 +44,23 @@ class Verification:
         disk: DiskTier,
         retention: Retention,
         executor: Executor,
+        objects: ObjectTier | None = None,
     ) -> None:
         self._ownership = ownership
         self._dram = dram
         self._disk = disk
         self._retention = retention
         self._executor = executor
+        self._objects = objects
 
     async def verify(self, tier: Tier, after: bytes) -> VerifyReply:
-        """Checks the next pages of a tier, in the order of their keys; bad ones are quarantined.
+        """Checks the next pages of a tier, in the order of their keys, those of the object tier by
+        object; bad ones are quarantined.
 
-        Raises StoreRefused when the index cannot be read.
+        Raises StoreRefused when the index cannot be read, or the object store does not answer.
         """
+        if tier is Tier.OBJECT:
+            return await self._verify_object(after)
         keys = await self._keys_after(tier, after)
         copies: list[Copy] = []
         size_bytes = 0
@@ -69,11 +76,13 @@ class Verification:
         bad = await self._check(copies)
         return VerifyReply(keys[-1] if keys else b"", len(copies), size_bytes, bad)
 
-    async def audit(self) -> AuditReply:
+    async def audit(self, tier: Tier = Tier.DISK) -> AuditReply:
         """Compares index, packs and accounting, and mends what can be mended.
 
         Raises StoreRefused when index or packs cannot be read.
         """
+        if tier is Tier.OBJECT:
+            return await self._audit_objects()
         try:
             audit, mended = await self._disk.mend()
         except (OSError, lmdb.Error) as error:
@@ -97,6 +106,29 @@ class Verification:
             "differences": len(audit.differences),
         }
         return AuditReply(sums, findings)
+
+    async def _verify_object(self, after: bytes) -> VerifyReply:
+        found = await self._object_tier().verify(after)
+        bad = [BadPage(*record, True) for record in found.bad]
+        findings = [_finding_of(each) for each in found.findings]
+        return VerifyReply(found.after, found.pages, found.record_bytes, bad, findings)
+
+    async def _audit_objects(self) -> AuditReply:
+        objects = self._object_tier()
+        found = await objects.audit()
+        usage = objects.usage()
+        sums = {
+            "pages": usage.pages,
+            "record_bytes": usage.reserved_bytes,
+            "own_record_bytes": objects.own_bytes,
+            "differences": len(found),
+        }
+        return AuditReply(sums, [_finding_of(each) for each in found[:_DIFFERENCES_MAX]])
+
+    def _object_tier(self) -> ObjectTier:
+        if self._objects is None:
+            raise StoreRefused("this node has no object tier (object_url)", reason="no_object_tier")
+        return self._objects
 
     async def _keys_after(self, tier: Tier, after: bytes) -> Sequence[PageKey]:
         if tier is Tier.DRAM:
@@ -130,6 +162,10 @@ def _faults(reads: Sequence[tuple[Callable[[], memoryview], PageKey]]) -> dict[i
     """By index what is wrong with a record."""
     found = ((index, fault_of(read, key)) for index, (read, key) in enumerate(reads))
     return {index: why for index, why in found if why is not None}
+
+
+def _finding_of(found: ObjectFinding) -> Finding:
+    return Finding(found.kind, found.name, 0, found.size_bytes, found.detail, found.repair)
 
 
 def _finding(found: Difference, repair: str) -> Finding:

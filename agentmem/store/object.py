@@ -70,7 +70,7 @@ class ObjectTier:
         self._pages = ObjectPages(node_id, clock)
         self._reader = ObjectReader(store, self._pages.index, self._pages.table)
         self.listing = ObjectListing(store, self._pages)
-        self._checker = ObjectChecker(store, self._pages, self.listing, self._rewrite)
+        self._checker = ObjectChecker(store, self._pages, self.listing, self._rewrite, self.put)
         self._reclaiming = asyncio.Lock()
         self.leftover_pages = 0
 
@@ -201,7 +201,8 @@ class ObjectTier:
 
     async def audit(self) -> list[ObjectFinding]:
         """Tries the store, and brings index and listing together. Raises StoreRefused."""
-        return await self._checker.audit(self._node_id)
+        async with self._reclaiming:
+            return await self._checker.audit(self._node_id)
 
     async def verify(self, after: bytes) -> Verified:
         """Checks every page in the next object after that one. Raises StoreRefused."""

@@ -14,12 +14,19 @@ from typing import NamedTuple
 
 from agentmem.core import PageKey
 from agentmem.errors import PageCorrupt
-from agentmem.pages.record import decode_header, record_bytes, verify_record
+from agentmem.pages.record import (
+    ALIGN_BYTES,
+    HEADER_BYTES,
+    decode_header,
+    record_bytes,
+    verify_record,
+)
 from agentmem.store.index import Extent
 from agentmem.store.objectcopies import copy_of, extent_of, ranges_of
 from agentmem.store.objectlisting import ObjectFinding, ObjectListing
 from agentmem.store.objectpages import ObjectPages
 from agentmem.store.objectstore import ObjectStore
+from agentmem.store.packwriter import Record
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +34,7 @@ _PROBE_BYTES = 8192
 _NUMBER_BYTES = 4
 
 Rewrite = Callable[[int, Sequence[Extent]], Awaitable[None]]
+Put = Callable[[Sequence[Record]], Awaitable[None]]
 
 
 class BadRecord(NamedTuple):
@@ -45,18 +53,25 @@ class Verified(NamedTuple):
     pages: int
     record_bytes: int
     bad: list[BadRecord]
+    findings: list[ObjectFinding]
 
 
 class ObjectChecker:
     """See the module's docstring. Methods raise StoreRefused when the store does not answer."""
 
     def __init__(
-        self, store: ObjectStore, pages: ObjectPages, listing: ObjectListing, rewrite: Rewrite
+        self,
+        store: ObjectStore,
+        pages: ObjectPages,
+        listing: ObjectListing,
+        rewrite: Rewrite,
+        put: Put,
     ) -> None:
         self._store = store
         self._pages = pages
         self._listing = listing
         self._rewrite = rewrite
+        self._put = put
 
     async def audit(self, node_id: str) -> list[ObjectFinding]:
         """Tries the store, and brings index and listing together.
@@ -64,12 +79,12 @@ class ObjectChecker:
         Returns what was found now, or since the last audit, of this node's own objects.
         """
         fault = await self._probe(node_id)
-        found = [] if not fault else [ObjectFinding("store", "", 0, fault, "")]
         await self._listing.refresh_all()
-        found += await self._resized()
-        found += self._listing.findings
-        self._listing.findings.clear()
-        return found
+        await self._check_sizes()
+        for name in sorted(filter(self._pages.is_own_name, self._listing.unreadable)):
+            await self._salvage(name)
+        found = [ObjectFinding("store", "", 0, fault, "")] if fault else []
+        return found + self._found()
 
     async def verify(self, after: bytes) -> Verified:
         """Checks every page in the next object after that one (empty: the first)."""
@@ -77,9 +92,14 @@ class ObjectChecker:
         numbers = (self._pages.index.number(name) for name in self._pages.index.names())
         pack = min((n for n in numbers if n is not None and n > last), default=None)
         if pack is None:
-            return Verified(b"", 0, 0, [])
+            return Verified(b"", 0, 0, [], self._found())
         pages, size_bytes, bad = await self._check(pack)
-        return Verified(pack.to_bytes(_NUMBER_BYTES), pages, size_bytes, bad)
+        return Verified(pack.to_bytes(_NUMBER_BYTES), pages, size_bytes, bad, self._found())
+
+    def _found(self) -> list[ObjectFinding]:
+        found = list(self._listing.findings)
+        self._listing.findings.clear()
+        return found
 
     async def _probe(self, node_id: str) -> str:
         """Makes, reads and deletes an object. Returns what was wrong with that, or nothing."""
@@ -97,9 +117,8 @@ class ObjectChecker:
             return "an object that was deleted is still there"
         return ""
 
-    async def _resized(self) -> list[ObjectFinding]:
-        """Objects that are not as long as they were when they were made: their pages are checked"""
-        found = []
+    async def _check_sizes(self) -> None:
+        """Checks the pages of objects that are not as long as they were when they were made."""
         sizes = await self._pages.index.sizes()
         for name, size_bytes in await self._store.list("packs/"):
             pack = self._pages.index.number(name)
@@ -108,8 +127,26 @@ class ObjectChecker:
             _, _, bad = await self._check(pack)
             detail = f"it has {size_bytes} bytes, {sizes[pack]} were made"
             done = f"{len(bad)} bad pages dropped from the index"
-            found.append(ObjectFinding("object_size", name, size_bytes, detail, done))
-        return found
+            finding = ObjectFinding("object_size", name, size_bytes, detail, done)
+            self._listing.findings.append(finding)
+
+    async def _salvage(self, name: str) -> None:
+        """Puts what is whole in an object without a footer into a new one, and deletes it."""
+        data = await self._store.get(name)
+        if data is None:
+            return
+        records = await asyncio.to_thread(_whole_records, data)
+        await self._put(records)
+        await self._store.delete(name)
+        self._listing.unreadable.discard(name)
+        finding = ObjectFinding(
+            "unreadable_object",
+            name,
+            data.nbytes,
+            "its footer does not check",
+            f"{len(records)} whole records put into a new object, this one deleted",
+        )
+        self._listing.findings.append(finding)
 
     async def _check(self, pack: int) -> tuple[int, int, list[BadRecord]]:
         """Checks one object's pages: how many, their records' bytes, and the bad ones."""
@@ -179,6 +216,25 @@ def _faults_of(views: Sequence[tuple[PageKey, memoryview]]) -> dict[PageKey, str
         except PageCorrupt as error:
             faults[key] = str(error)
     return faults
+
+
+def _whole_records(data: memoryview) -> list[Record]:
+    """Records of an object, wherever one begins, that check and are sealed."""
+    records = []
+    at = HEADER_BYTES
+    while at < data.nbytes:
+        try:
+            header = decode_header(data[at:])
+            view = data[at : at + record_bytes(header.payload_bytes)]
+            verify_record(view, header.key)
+        except PageCorrupt:
+            at += ALIGN_BYTES
+            continue
+        at += view.nbytes
+        if header.seal is not None:
+            size, sequence, key_id = header.payload_bytes, header.sequence, header.seal.key_id
+            records.append(Record(header.key, view, size, sequence, 0, key_id))
+    return records
 
 
 def _lost(extent: Extent, name: str) -> BadRecord:

@@ -70,7 +70,7 @@ class ObjectListing:
         self.on_lost: Callable[[Sequence[PageKey], Why], None] = lambda keys, why: None
         self._store = store
         self._pages = pages
-        self._unreadable: set[str] = set()
+        self.unreadable: set[str] = set()  # names of objects that are left alone
         self._refreshing = asyncio.Lock()
         self._refreshed_at = float("-inf")
 
@@ -84,8 +84,8 @@ class ObjectListing:
             index = self._pages.index
             known = index.names()
             listed = dict(await self._store.list(f"{FOLDER}/"))
-            self._unreadable &= listed.keys()
-            skipped = known | self.uploading | self._unreadable
+            self.unreadable &= listed.keys()
+            skipped = known | self.uploading | self.unreadable
             fresh = [name for name in listed if name not in skipped and name not in index]
             numbers = map(index.number, known - listed.keys())
             gone = {number for number in numbers if number is not None}
@@ -174,10 +174,9 @@ class ObjectListing:
             found = await asyncio.gather(*reads, return_exceptions=True)
             for name, rows in zip(group, found, strict=True):
                 if isinstance(rows, PageCorrupt):
-                    self._unreadable.add(name)
+                    self.unreadable.add(name)
                     self._store.counters["object_packs_unreadable"] += 1
                     logger.error("object %s is left alone: %s", name, rows)
-                    self._find("unreadable_object", name, sizes[name], str(rows), "")
                 elif isinstance(rows, BaseException):
                     raise rows
                 elif rows is not None:

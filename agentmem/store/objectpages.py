@@ -75,7 +75,11 @@ class ObjectPages:
     def is_own(self, pack: int) -> bool:
         """Whether this node wrote the object, and so may rewrite it."""
         name = self.index.name(pack)
-        return name is not None and name.startswith(self._prefix)
+        return name is not None and self.is_own_name(name)
+
+    def is_own_name(self, name: str) -> bool:
+        """Whether an object of that name is this node's."""
+        return name.startswith(self._prefix)
 
     def to_rewrite(self) -> list[int]:
         """Own objects with something deleted in them, or with little left."""

@@ -36,6 +36,8 @@ _PAUSE_SECONDS_MAX = 30.0
 _LIST_CHUNK = 1000
 # What stores say where not the object but the bucket is missing: no answer about any object.
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")
+# What they say of a range that begins behind an object's end: one that was cut off has no more.
+_BEYOND_END = ("range was invalid", "InvalidRange", "Range Not Satisfiable")
 
 T = TypeVar("T")
 
@@ -108,9 +110,13 @@ class ObjectStore:
         """Bytes [start, end) of an object, fewer where it ends before; None where there is none."""
 
         async def read() -> memoryview:
-            return memoryview(
-                await obstore.get_range_async(self._store, name, start=start, end=end)
-            )
+            try:
+                found = await obstore.get_range_async(self._store, name, start=start, end=end)
+            except BaseError as error:
+                if not any(words in str(error) for words in _BEYOND_END):
+                    raise
+                return memoryview(b"")
+            return memoryview(found)
 
         found = await self._call("get", lambda: _or_none(read()))
         self.counters["object_read_bytes"] += 0 if found is None else found.nbytes
