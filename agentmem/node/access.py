@@ -18,6 +18,7 @@ from typing import NamedTuple
 from agentmem.errors import ConfigurationInvalid, ProtocolError
 from agentmem.node import protocol as p
 from agentmem.node.messages import Audit, Verify
+from agentmem.node.object_messages import PackOwners, TakePacks
 from agentmem.node.promise_messages import Losses, TenantUsage
 from agentmem.node.tier_messages import Demote, EraseTenant, Prefetch
 
@@ -46,7 +47,7 @@ REMOTE_CALLS = (
 # What only a process of this host may ask.
 LOCAL_CALLS = (
     *(p.Grant, p.GiveBack, p.Wanted, p.Stored, p.Locate, p.Release, p.DropTier),
-    *(Verify, Audit),
+    *(Verify, Audit, PackOwners, TakePacks),
 )
 
 

@@ -14,6 +14,7 @@ from agentmem.errors import ProtocolError
 from agentmem.node import frames
 from agentmem.node import protocol as p
 from agentmem.node.messages import Audit, Verify
+from agentmem.node.object_messages import PackOwners, TakePacks
 from agentmem.node.promise_messages import Losses, TenantUsage
 from agentmem.node.tier_messages import Demote, EraseTenant, Prefetch
 
@@ -47,6 +48,9 @@ REQUESTS: list[p.Request] = [
     p.Ping(),
     Verify("disk", KEYS[0]),
     Audit(),
+    Audit("object"),
+    PackOwners(),
+    TakePacks("0" * 16, delete=False, force=True),
 ]
 
 
