@@ -215,6 +215,12 @@ async def _create_key(settings: Settings, catalog: Catalog, tenant: str, name: s
     return api_key
 
 
+def in_catalog(settings: Settings, work: Callable[[Catalog], Awaitable[T]]) -> T:
+    """Does one thing to the catalog, for a command. Raises ConfigurationInvalid where its schema
+    is not this version's."""
+    return asyncio.run(_with_catalog(settings, work))
+
+
 async def _with_catalog(settings: Settings, work: Callable[[Catalog], Awaitable[T]]) -> T:
     catalog = open_catalog(settings)
     try:

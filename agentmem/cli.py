@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from agentmem import __version__
+from agentmem.cli_plans import plan
 from agentmem.config import Settings
 from agentmem.errors import AgentmemError
 from agentmem.lifeline import PARENT_VARIABLE, die_with_parent
@@ -22,6 +23,7 @@ bench = App(name="bench", help="Measurements, side by side with their limits.")
 cli.command(key)
 objects = App(name="objects", help="What nodes have put into the object store.")
 cli.command(objects)
+cli.command(plan)
 cli.command(bench)
 
 

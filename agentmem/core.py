@@ -62,13 +62,20 @@ class ClaimTerms(NamedTuple):
     """What a claim says of its pages besides which and until when.
 
     `tenant`: an opaque tag of at most 16 bytes, or none. `start`: position of the first key in its
-    log, in pages. `encrypted`: no tier but dram may hold the pages in clear.
+    log, in pages. `encrypted`: no tier but dram may hold the pages in clear. `quota_bytes`: most
+    that the node promises to this tenant; None: as the node is set.
     """
 
     tenant: bytes = b""
     retention: Retention = "standard"
     encrypted: bool = False
     start: int = 0
+    quota_bytes: int | None = None
+
+    @property
+    def lasting(self) -> tuple[bytes, Retention, bool, int]:
+        """What is remembered of it with the claim; the quota is for the moment of admission."""
+        return self.tenant, self.retention, self.encrypted, self.start
 
 
 @dataclass(frozen=True, slots=True)

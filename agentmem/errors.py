@@ -7,6 +7,9 @@ AgentmemError
 ├── AuthenticationFailed
 ├── NotFound                no such thing, or not this tenant's
 ├── SessionBusy             another turn holds the session's lease
+├── RateLimited             more in a minute, or at a time, than the tenant's plan allows
+├── QuotaExceeded           the plan does not allow so many, or does not have it
+├── TenantFrozen            the tenant's plan has lapsed: nothing new begins
 ├── TurnConflict            `expected_turn` does not fit the log
 ├── IdempotencyConflict     an Idempotency-Key came again with another body
 ├── LeaseLost               a lease was fenced off by a newer generation
@@ -27,6 +30,7 @@ AgentmemError
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 
 class AgentmemError(Exception):
@@ -102,6 +106,59 @@ class SessionBusy(AgentmemError):
         super().__init__(f"The {kind} {object_id!r} has a turn that runs; try again shortly.")
         self.object_id = object_id
         self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(AgentmemError):
+    """More in a minute, or at a time, than the tenant's plan allows; nothing was counted.
+
+    `limit` names the plan's field. `retry_after_seconds`: when the same request may do better;
+    None: never, it is larger than the limit by itself.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str,
+        retry_after_seconds: float | None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.limit = limit
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QuotaExceeded(AgentmemError):
+    """The tenant's plan does not allow so many of something, or does not have it at all; `limit`
+    names the plan's field."""
+
+    def __init__(self, message: str, *, limit: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.limit = limit
+
+
+class TenantFrozen(AgentmemError):
+    """The tenant's plan has lapsed: nothing new begins; reading and deleting go on.
+
+    Times are microseconds since the epoch; `until_us`: when everything is deleted.
+    """
+
+    def __init__(self, state: str, reason: str, *, since_us: int, until_us: int | None) -> None:
+        why = f" ({reason})" if reason else ""
+        message = f"This account is {state} since {_when(since_us)}{why}: no new turns run."
+        hint = "Settle it with your operator."
+        if state == "frozen":
+            hint = f"Reading and deleting still work. {hint}"
+        if until_us is not None:
+            message += f" Everything is deleted at {_when(until_us)}."
+        super().__init__(message, hint=hint)
+        self.state = state
+        self.since_us = since_us
+        self.until_us = until_us
+
+
+def _when(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 class TurnConflict(AgentmemError):

@@ -18,7 +18,7 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from agentmem.sessions.retention import RetentionName
+from agentmem.plans.classes import RetentionName
 
 Ttl = Literal["30m", "12h"]
 LegacyRetention = Literal["in_memory", "in-memory", "24h"]

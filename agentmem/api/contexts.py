@@ -15,10 +15,10 @@ from agentmem.api.chat.messages import conversation
 from agentmem.api.chat.tools import toolbox
 from agentmem.api.schemas import ContextCreateBody
 from agentmem.api.sessions import After, Limit, Order, Tenant, cursor
+from agentmem.plans.classes import RetentionName
 from agentmem.sessions.contexts import ContextView, Document
 from agentmem.sessions.messages import Framing
 from agentmem.sessions.requests import Caller
-from agentmem.sessions.retention import RetentionName
 from agentmem.sessions.service import SessionsService
 
 CurrentCaller = Annotated[Caller, Depends(current_caller)]

@@ -23,12 +23,12 @@ from agentmem.api.responses.routes import (
     item_list,
     no_include,
 )
+from agentmem.plans.classes import RetentionName
 from agentmem.sessions.conversations import (
     ITEMS_PER_REQUEST,
     ConversationsService,
     ConversationView,
 )
-from agentmem.sessions.retention import RetentionName
 
 _US = 1_000_000
 

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 
 from agentmem.catalog.records import Session, Turn
 from agentmem.core import SessionId
+from agentmem.plans.classes import RetentionName
 from agentmem.sessions.hibernation import Hibernated, Resumed
 from agentmem.sessions.ports import Freed
-from agentmem.sessions.retention import RetentionName
 from agentmem.sessions.views import SessionResidency, SessionView
 
 _US = 1_000_000
@@ -62,6 +62,10 @@ class SessionObject(BaseModel):
     retention: RetentionName | None = Field(
         description="The class that the terms are of; null: they were given one by one."
     )
+    asked_retention: RetentionName | None = Field(
+        description="The class that was asked for, where the tenant's plan does not have it."
+    )
+    promise: PromiseObject
     kv_retention_seconds: int
     log_retention_seconds: int
     expires_at: int = Field(
@@ -69,6 +73,17 @@ class SessionObject(BaseModel):
     )
     kv_expires_at: int = Field(
         description="Its pages come back without recomputing until then, unless it is used again."
+    )
+
+
+class PromiseObject(BaseModel):
+    """How many of a session's pages will not be evicted before `kv_expires_at`, counted from the
+    first one, and why no more are; the others are kept as cache."""
+
+    pages: int
+    reason: Literal["capacity", "quota", "gap"] | None = Field(
+        description="capacity: the node has no more room for promises; quota: the tenant has none "
+        "left; gap: pages before these are not promised."
     )
 
 
@@ -98,6 +113,7 @@ class UsageObject(BaseModel):
     `recomputed_tokens`: tokens of the log before the turn that had KV and were computed again.
     `seconds_saved`: what computing the whole prompt would have taken longer, by the speed that
     this worker was seen to have; null while none was seen.
+    `asked_retention`: there only where the tenant's plan lacks the class that was asked for.
     `pages`: there only where pages of the log did not reach the node agent soon after the turn.
     """
 
@@ -113,6 +129,7 @@ class UsageObject(BaseModel):
     retention: RetentionName | None
     expires_at: int | None
     kv_expires_at: int | None
+    asked_retention: RetentionName | None = Field(default=None)
     pages: PagesObject | None = Field(default=None)
 
 
@@ -265,6 +282,11 @@ def session_object(view: SessionView) -> dict[str, Any]:
         "origin": session.origin,
         "context": session.context_id,
         "retention": session.retention,
+        "asked_retention": session.asked_retention,
+        "promise": {
+            "pages": view.pages if session.promised_pages is None else session.promised_pages,
+            "reason": session.promise_reason,
+        },
         "kv_retention_seconds": session.kv_retention_seconds,
         "log_retention_seconds": session.log_retention_seconds,
         "expires_at": session.expires_at // _US,

@@ -27,9 +27,9 @@ from agentmem.api.fields import (
     bias_by_token,
 )
 from agentmem.errors import InvalidRequest
+from agentmem.plans.classes import RetentionName
 from agentmem.sessions.messages import Framing
 from agentmem.sessions.requests import TurnRequest
-from agentmem.sessions.retention import RetentionName
 
 Instructions = Annotated[Text, Field(min_length=1)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

@@ -16,6 +16,7 @@ def agentmem_usage(turn: Turn) -> dict[str, Any]:
     a session nor a time until which it is."""
     usage = turn.usage
     kept = usage.get("expires_at") is not None
+    asked = usage.get("asked_retention")
     return {
         "cached_tokens": dict(usage["cached_tokens"]),
         "recomputed_tokens": usage["recomputed_tokens"],
@@ -28,6 +29,7 @@ def agentmem_usage(turn: Turn) -> dict[str, Any]:
         "retention": usage.get("retention"),
         "expires_at": usage.get("expires_at"),
         "kv_expires_at": usage.get("kv_expires_at"),
+        **({} if asked is None else {"asked_retention": asked}),
     }
 
 

@@ -23,13 +23,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from agentmem.catalog.contexts import Contexts
+from agentmem.catalog.counters import Counters
 from agentmem.catalog.items import Items
 from agentmem.catalog.keys import Keys
 from agentmem.catalog.lapsing import Lapsing
 from agentmem.catalog.leases import Leases
+from agentmem.catalog.plans import Plans
 from agentmem.catalog.responses import Responses
 from agentmem.catalog.retries import Retries
 from agentmem.catalog.sessions import Sessions
+from agentmem.catalog.slots import Slots
 from agentmem.catalog.sqlite import SqliteConnection
 from agentmem.catalog.tenants import Tenants
 from agentmem.catalog.turns import Turns
@@ -61,6 +64,9 @@ class Transaction:
         self.retries = Retries(connection)
         self.contexts = Contexts(connection)
         self.lapsing = Lapsing(connection)
+        self.plans = Plans(connection)
+        self.counters = Counters(connection)
+        self.slots = Slots(connection)
 
 
 class Catalog:

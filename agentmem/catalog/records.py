@@ -64,6 +64,9 @@ class Session:
     context_id: str | None = None
     retention: str | None = None
     expires_at: int = 0
+    asked_retention: str | None = None
+    promised_pages: int | None = None
+    promise_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,10 @@ class Sessions:
                 fingerprint=digest,
                 page_tokens=worker.page_tokens,
                 retention=session.retention,
+                asked_retention=session.asked_retention,
+                # Promised are the pages that the new log's claim will be.
+                promised_pages=None,
+                promise_reason=None,
                 kv_retention_seconds=session.kv_retention_seconds,
                 log_retention_seconds=session.log_retention_seconds,
                 expires_at=now + session.log_retention_seconds * 1_000_000,
@@ -185,6 +189,31 @@ class Sessions:
                 table.c.head_turn_id == head,
             )
             .values(durable_position=position)
+        )
+        return result.rowcount == 1
+
+    async def set_promise(
+        self,
+        tenant_id: TenantId,
+        session_id: SessionId,
+        head: TurnId,
+        *,
+        pages: int | None,
+        reason: str | None,
+    ) -> bool:
+        """Records how many pages of the log that ends with the turn `head` are promised, and why no
+        more; None: all of them. False: it is so already, or the log went on."""
+        table = tables.sessions
+        result = await self._connection.execute(
+            update(table)
+            .where(
+                table.c.id == session_id,
+                table.c.tenant_id == tenant_id,
+                table.c.head_turn_id == head,
+                table.c.promised_pages.is_distinct_from(pages)
+                | table.c.promise_reason.is_distinct_from(reason),
+            )
+            .values(promised_pages=pages, promise_reason=reason)
         )
         return result.rowcount == 1
 

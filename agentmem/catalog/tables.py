@@ -104,6 +104,11 @@ sessions = Table(
     Column("context_id", String(40), nullable=True),
     # The class that the two terms came from; null: they were given one by one.
     Column("retention", String(20), nullable=True),
+    # The class that was asked for, where the tenant's plan does not have it.
+    Column("asked_retention", String(20), nullable=True),
+    # Pages that its claim was promised, and why no more; null: all of them.
+    Column("promised_pages", Integer, nullable=True),
+    Column("promise_reason", String(20), nullable=True),
     Column("kv_retention_seconds", BigInteger, nullable=False),
     Column("log_retention_seconds", BigInteger, nullable=False),
     # Its id, text and log are valid until then.

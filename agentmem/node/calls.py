@@ -256,7 +256,13 @@ class Calls:
         return values
 
     async def _claim(self, request: p.Claim) -> ClaimReply:
-        terms = ClaimTerms(request.tenant, request.retention, request.encrypted, request.start)
+        terms = ClaimTerms(
+            request.tenant,
+            request.retention,
+            request.encrypted,
+            request.start,
+            request.quota_bytes,
+        )
         keys = p.split_keys(request.keys)
         return ClaimReply(
             *await self._retention.claim(request.claim_id, keys, request.expires_at, terms)

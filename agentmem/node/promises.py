@@ -36,7 +36,7 @@ class Promises:
     """Answers claims against the capacity, and keeps the record of promises that were broken.
 
     `capacity_bytes` bounds what is promised in all, `tenant_quota_bytes` (0: nothing) what is
-    promised to one tenant.
+    promised to one tenant; a claim may bring a smaller quota of its tenant.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Promises:
 
         def decide(holder: Holder, pages: int, promised: Counter[Holder]) -> int:
             # In the index thread; reads only what the loop replaces as a whole.
-            admission = self._admit(holder, pages, promised)
+            admission = self._admit(holder, pages, promised, terms.quota_bytes)
             if admission.reason:
                 reasons.append(admission.reason)
             return admission.pages
@@ -191,7 +191,9 @@ class Promises:
             "promised_capacity_bytes": self.capacity_bytes,
         }
 
-    def _admit(self, holder: Holder, pages: int, promised: Counter[Holder]) -> Admission:
+    def _admit(
+        self, holder: Holder, pages: int, promised: Counter[Holder], quota_bytes: int | None
+    ) -> Admission:
         tenant = {other: n for other, n in promised.items() if other[0] == holder[0]}
         return admit(
             pages,
@@ -199,8 +201,13 @@ class Promises:
             promised_bytes=self._bytes_of(promised),
             capacity_bytes=self.capacity_bytes,
             tenant_promised_bytes=self._bytes_of(Counter(tenant)),
-            tenant_quota_bytes=self.tenant_quota_bytes,
+            tenant_quota_bytes=self._quota(quota_bytes),
         )
+
+    def _quota(self, plans_bytes: int | None) -> int | None:
+        """The smaller of what the tenant's plan and what this node allows; None: neither does."""
+        quotas = [self.tenant_quota_bytes or None, plans_bytes]
+        return min((one for one in quotas if one is not None), default=None)
 
     def _bytes_of(self, promised: Counter[Holder]) -> int:
         sizes = self._record_bytes

@@ -150,6 +150,7 @@ class Claim(Struct, tag="claim"):
     retention: Retention = "standard"
     encrypted: bool = False
     start: Annotated[int, msgspec.Meta(ge=0, le=1 << 24)] = 0
+    quota_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] | None = None
 
 
 class Unclaim(Struct, tag="unclaim"):

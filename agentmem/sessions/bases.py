@@ -37,7 +37,6 @@ from agentmem.sessions.requests import (
     Target,
     TurnRequest,
 )
-from agentmem.sessions.retention import CLASSES
 
 # Ends of conversations that are remembered here, about 200 bytes each.
 _ENDS_MAX = 10_000
@@ -160,7 +159,7 @@ class Bases:
             chain = await tx.turns.chain(tenant_id, turn.id)
         # Another model: its ids and pages are others, so the conversation begins anew.
         told = (*whole_conversation(chain), *request.messages)
-        return Base(self.new_session(tenant_id, model, request), False, None, None, told)
+        return Base(await self.new_session(tenant_id, model, request), False, None, None, told)
 
     async def _longest_prefix(
         self, tenant_id: TenantId, target: LongestPrefix, request: TurnRequest
@@ -169,7 +168,7 @@ class Bases:
         hashes = chain_hashes(target.model, request.framing, messages)
         found = await self._match(tenant_id, messages, hashes)
         if found is None:
-            session = self.new_session(tenant_id, target.model, request)
+            session = await self.new_session(tenant_id, target.model, request)
             return Base(session, False, None, None, messages, hashes[-1])
         count, turn_id, session = found
         base = self._free(session, turn_id, messages[count:])
@@ -227,7 +226,7 @@ class Bases:
             count, turn_id, session = found
             base = self._free(session, turn_id, told[count:])
         else:
-            made = self.new_session(tenant_id, origin.model, request)
+            made = await self.new_session(tenant_id, origin.model, request)
             made = replace(made, context_id=context.id)
             base = Base(made, False, None, turn.id, request.messages)
         return replace(base, known_hash=hashes[-1], inherits=True)
@@ -239,13 +238,14 @@ class Bases:
             return Base(session, True, None, turn_id, messages)
         return Base(branched(session, turn_id), False, None, turn_id, messages)
 
-    def new_session(self, tenant_id: TenantId, model: str, request: TurnRequest) -> Session:
+    async def new_session(self, tenant_id: TenantId, model: str, request: TurnRequest) -> Session:
         """A session that nobody named, to be made by its first turn."""
-        limits = self._context.limits
-        kv, log = limits.kv_retention_seconds, limits.log_retention_seconds
-        if request.retention is not None:
-            chosen = CLASSES[request.retention]
-            kv, log = chosen.kv_retention_seconds, chosen.log_retention_seconds
+        limits, plan = self._context.limits, await self._context.plans.of(tenant_id)
+        terms = plan.definition.terms(
+            request.retention,
+            kv_retention_seconds=limits.kv_retention_seconds,
+            log_retention_seconds=limits.log_retention_seconds,
+        )
         now = now_us()
         return Session(
             id=SessionId(new_id("ses")),
@@ -260,8 +260,8 @@ class Bases:
             rebases=0,
             parent_session_id=None,
             fork_turn=None,
-            kv_retention_seconds=kv,
-            log_retention_seconds=log,
+            kv_retention_seconds=terms.kv_retention_seconds,
+            log_retention_seconds=terms.log_retention_seconds,
             worker_id=None,
             worker_generation=None,
             fingerprint=None,
@@ -269,8 +269,9 @@ class Bases:
             created_at=now,
             updated_at=now,
             origin="request",
-            retention=request.retention,
-            expires_at=now + log * 1_000_000,
+            retention=terms.retention,
+            expires_at=now + terms.log_retention_seconds * 1_000_000,
+            asked_retention=terms.asked,
         )
 
 

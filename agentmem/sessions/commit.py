@@ -89,7 +89,7 @@ class TurnCommitter:
         turn = done.turn
         context.logs.put(extended_log(prepared.chat, prepared.log, turn, prepared.prompt))
         self._bases.note(session.tenant_id, turn, done.session)
-        self._watch(prepared, done, keys[: durable_pages(len(ids), worker.page_tokens)])
+        await self._watch(prepared, done, keys[: durable_pages(len(ids), worker.page_tokens)])
         self._count(turn, session.model, usage)
         return turn
 
@@ -183,11 +183,12 @@ class TurnCommitter:
             reasoning_tokens=reply.reasoning_tokens,
             seconds_saved=saved,
             retention=session.retention,
+            asked_retention=session.asked_retention,
             expires_at=now + session.log_retention_seconds if kept else None,
             kv_expires_at=now + session.kv_retention_seconds if kept else None,
         )
 
-    def _watch(self, prepared: PreparedTurn, done: _Outcome, keys: list[PageKey]) -> None:
+    async def _watch(self, prepared: PreparedTurn, done: _Outcome, keys: list[PageKey]) -> None:
         page_tokens = prepared.worker.page_tokens
         session = done.session
         self._keeping.expect(Expected(session.tenant_id, session.id, done.turn.id, keys))
@@ -199,7 +200,7 @@ class TurnCommitter:
                 keys,
                 page_tokens,
                 time.time() + done.session.kv_retention_seconds,
-                self._context.claim_terms(done.session),
+                await self._context.claim_terms(done.session),
                 durable_pages=done.durable_position // page_tokens,
             )
         )

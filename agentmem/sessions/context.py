@@ -6,18 +6,20 @@ import asyncio
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from agentmem.catalog import Catalog
 from agentmem.catalog.records import Session, Worker
 from agentmem.core import ClaimTerms, Fingerprint, PageKey, TenantId, TurnId
 from agentmem.errors import NotFound
 from agentmem.pages.keys import page_keys
+from agentmem.plans.classes import RetentionName, class_of
+from agentmem.plans.service import Plans
 from agentmem.router.registry import Router
 from agentmem.sessions.chat import Chat
 from agentmem.sessions.limits import Limits
 from agentmem.sessions.log import Log, LogCache, empty_log, join_ids, read_log
 from agentmem.sessions.ports import Pages
-from agentmem.sessions.retention import class_of
 from agentmem.sessions.secrets import Secrets
 from agentmem.telemetry import Metrics
 
@@ -34,11 +36,13 @@ class Context:
     metrics: Metrics
     owner: str
     logs: LogCache = field(init=False)
+    plans: Plans = field(init=False)
     _chats: dict[str, Chat] = field(default_factory=dict)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.logs = LogCache(self.limits.log_cache_bytes)
+        self.plans = Plans(self.catalog)
 
     async def chat(self, worker: Worker) -> Chat:
         """The chat format of a worker's model; loaded once."""
@@ -78,12 +82,15 @@ class Context:
             chain = await tx.turns.chain(session.tenant_id, session.head_turn_id)
         return join_ids(chain)
 
-    def claim_terms(self, session: Session) -> ClaimTerms:
-        """What a claim on the session's pages says of them."""
+    async def claim_terms(self, session: Session) -> ClaimTerms:
+        """What a claim on the session's pages says of them. Raises CatalogUnavailable."""
+        plan = await self.plans.of(session.tenant_id)
         return ClaimTerms(
             self.secrets.tenant_tag(session.tenant_id),
-            class_of(session.kv_retention_seconds),
+            cast("RetentionName | None", session.retention)
+            or class_of(session.kv_retention_seconds),
             self.limits.disk_encrypted,
+            quota_bytes=plan.definition.promised_bytes,
         )
 
     def keys(

@@ -16,6 +16,7 @@ from agentmem.catalog.ids import is_id, new_id, now_us
 from agentmem.catalog.records import ContextRecord, Session, Turn, UsageEvent, Worker
 from agentmem.core import SessionId, TenantId, TierTokens, TurnId
 from agentmem.errors import ContextOverflow, InvalidRequest, NotFound
+from agentmem.plans.classes import RetentionName
 from agentmem.sessions.bases import Bases
 from agentmem.sessions.context import Context
 from agentmem.sessions.deletion import Deletion
@@ -27,7 +28,6 @@ from agentmem.sessions.models import Models
 from agentmem.sessions.ports import Freed
 from agentmem.sessions.preparation import window
 from agentmem.sessions.requests import Caller, TurnRequest
-from agentmem.sessions.retention import RetentionName
 from agentmem.sessions.usage import LoadWatch, Usage, written_tokens
 from agentmem.sessions.views import SessionView, view_of
 
@@ -91,7 +91,7 @@ class Contexts:
             raise InvalidRequest("A context needs messages, documents or instructions.")
         served = await self._models.resolve(caller.tenant_id, model)
         request = TurnRequest(tuple(told), framing, retention=retention)
-        session = self._bases.new_session(caller.tenant_id, served, request)
+        session = await self._bases.new_session(caller.tenant_id, served, request)
         session = replace(session, origin="context", metadata=dict(metadata or {}))
         worker = await self._context.router.choose(served, None)
         turn = await self._turn(session, worker, request)
@@ -121,7 +121,7 @@ class Contexts:
                 keys,
                 worker.page_tokens,
                 time.time() + session.kv_retention_seconds,
-                self._context.claim_terms(session),
+                await self._context.claim_terms(session),
             )
         )
         return ContextView(record, view_of(session, running=False))

@@ -15,6 +15,7 @@ from agentmem.catalog.ids import new_id, now_us
 from agentmem.catalog.records import Item, Session
 from agentmem.core import TenantId
 from agentmem.errors import InvalidRequest, NotFound
+from agentmem.plans.classes import RetentionName
 from agentmem.sessions.items import is_item_id, numbered_items
 from agentmem.sessions.openings import (
     Openings,
@@ -23,7 +24,6 @@ from agentmem.sessions.openings import (
     session_of,
     shown,
 )
-from agentmem.sessions.retention import RetentionName
 from agentmem.sessions.service import SessionsService
 from agentmem.sessions.views import conversation_of
 

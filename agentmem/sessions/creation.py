@@ -10,13 +10,15 @@ from agentmem.catalog.ids import is_id, new_id, now_us
 from agentmem.catalog.records import Session, Turn
 from agentmem.core import SessionId, TenantId, durable_pages
 from agentmem.errors import InvalidRequest, NotFound
+from agentmem.plans.classes import RetentionName
+from agentmem.plans.definition import PlanDefinition
 from agentmem.sessions.bases import Bases, checked_id
 from agentmem.sessions.context import Context
 from agentmem.sessions.deletion import Deletion
 from agentmem.sessions.durability import DurabilityTracker, Watched
 from agentmem.sessions.models import Models
 from agentmem.sessions.requests import TurnRequest
-from agentmem.sessions.retention import RetentionName
+from agentmem.sessions.terms import under_plan
 from agentmem.sessions.views import SessionView, expected_pages, view_of
 
 
@@ -60,17 +62,16 @@ class Creation:
         else:
             served = await self._models.resolve(tenant_id, model)
             request = TurnRequest((), retention=retention)
-            session = self._bases.new_session(tenant_id, served, request)
+            session = await self._bases.new_session(tenant_id, served, request)
         session = replace(session, origin=origin, metadata=metadata)
         if session_id is not None:
             session = replace(session, id=SessionId(session_id))
         if kv_retention_seconds is not None:
             session = replace(session, kv_retention_seconds=kv_retention_seconds)
         if log_retention_seconds is not None:
-            expires_at = session.created_at + log_retention_seconds * 1_000_000
-            session = replace(
-                session, log_retention_seconds=log_retention_seconds, expires_at=expires_at
-            )
+            session = replace(session, log_retention_seconds=log_retention_seconds)
+        plan = (await self._context.plans.of(tenant_id)).definition
+        session = _under_plan(session, plan)
         async with self._context.catalog.transaction() as tx:
             await tx.sessions.create(session)
         await self._claim(session)
@@ -88,6 +89,7 @@ class Creation:
 
         Copies nothing but one row; the pages are shared, each session claiming its own.
         """
+        plan = (await self._context.plans.of(tenant_id)).definition
         async with self._context.catalog.transaction() as tx:
             parent = await tx.sessions.get(tenant_id, checked_id(session_id))
             number = parent.turns if turn is None else turn
@@ -99,7 +101,7 @@ class Creation:
             head = None
             if parent.head_turn_id is not None and (number or parent.context_id is not None):
                 head = await tx.turns.numbered(tenant_id, parent.head_turn_id, number)
-            session = _forked(parent, head, number, metadata)
+            session = _under_plan(_forked(parent, head, number, metadata), plan)
             await tx.sessions.create(session)
         await self._claim(session)
         return view_of(session, running=False)
@@ -123,13 +125,16 @@ class Creation:
                 f"The context was made for model {origin.model!r}; leave the model out.",
                 param="model",
             )
-        own = self._bases.new_session(tenant_id, origin.model, TurnRequest((), retention=retention))
+        own = await self._bases.new_session(
+            tenant_id, origin.model, TurnRequest((), retention=retention)
+        )
         return replace(
             _forked(origin, head, 0, {}),
             context_id=context_id,
             parent_session_id=None,
             fork_turn=None,
             retention=own.retention,
+            asked_retention=own.asked_retention,
             kv_retention_seconds=own.kv_retention_seconds,
             log_retention_seconds=own.log_retention_seconds,
             expires_at=own.expires_at,
@@ -149,10 +154,17 @@ class Creation:
             keys,
             session.page_tokens,
             time.time() + session.kv_retention_seconds,
-            self._context.claim_terms(session),
+            await self._context.claim_terms(session),
         )
         await self._tracker.claim_now(item)
         self._tracker.watch(item)
+
+
+def _under_plan(session: Session, plan: PlanDefinition) -> Session:
+    """A new session with the terms that its tenant's plan gives it."""
+    session = under_plan(session, plan, None)
+    expires_at = session.created_at + session.log_retention_seconds * 1_000_000
+    return replace(session, expires_at=expires_at)
 
 
 def _forked(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from agentmem.catalog import Catalog
 from agentmem.core import ClaimTerms, PageKey, SessionId, TenantId, TurnId
 from agentmem.errors import AgentmemError, NodeUnavailable
-from agentmem.sessions.ports import Pages
+from agentmem.sessions.ports import Admitted, Pages
 from agentmem.telemetry import Metrics, get_logger
 
 _log = get_logger("agentmem.sessions.durability")
@@ -33,6 +33,7 @@ class Watched:
 
     `keys` are those of its floor((L-1)/page) pages; the first `durable_pages` of them are known
     to be durable, and recorded as such. `age_seconds`: how old the log was when watching began.
+    `short`: the catalog says that not all of them are promised.
     """
 
     tenant_id: TenantId
@@ -46,6 +47,7 @@ class Watched:
     started: float = 0.0
     claimed: bool = False
     durable_pages: int = 0
+    short: bool = False
     delay: float = _FIRST_DELAY_SECONDS
     due: float = 0.0
 
@@ -113,7 +115,24 @@ class DurabilityTracker:
                 reason=admitted.reason,
             )
         item.claimed = True
+        if item.short or admitted.pages < len(item.keys):
+            await self._note_promise(item, admitted)
         return True
+
+    async def _note_promise(self, item: Watched, admitted: Admitted) -> None:
+        """Has the session say how much of it is promised; the claim holds whether or not it can."""
+        item.short = admitted.pages < len(item.keys)
+        try:
+            async with self._catalog.transaction(durable=False) as tx:
+                await tx.sessions.set_promise(
+                    item.tenant_id,
+                    item.session_id,
+                    item.head,
+                    pages=admitted.pages if item.short else None,
+                    reason=admitted.reason if item.short else None,
+                )
+        except AgentmemError as error:
+            _log.warning("promise not recorded", error=error.message)
 
     async def run(self) -> None:
         """Works until cancelled; then claims what is not claimed yet, so that the node agent goes

@@ -155,7 +155,8 @@ class Hibernation:
                     keys[: durable_pages(len(ids), worker.page_tokens)],
                     worker.page_tokens,
                     time.time() + session.kv_retention_seconds,
-                    self._context.claim_terms(session),
+                    await self._context.claim_terms(session),
+                    short=session.promised_pages is not None,
                 )
             )
             again = recomputed_tokens(kept=len(ids), log_tokens=len(ids), cached=tiers.total)
@@ -218,7 +219,7 @@ class Hibernation:
             try:
                 if not claimed:
                     await self._context.pages.claim(
-                        session.id, keys, expires_at, terms=self._context.claim_terms(session)
+                        session.id, keys, expires_at, terms=await self._context.claim_terms(session)
                     )
                     claimed = True
                 left = max(0.0, deadline - time.perf_counter())

@@ -187,9 +187,10 @@ class Lapse:
                 keys[: durable_pages(len(ids), page_tokens)],
                 page_tokens,
                 _promised_until(session),
-                self._context.claim_terms(session),
+                await self._context.claim_terms(session),
                 age_seconds=max(0.0, time.time() - session.updated_at / 1e6),
                 durable_pages=session.durable_position // page_tokens,
+                short=session.promised_pages is not None,
             )
         )
         return True

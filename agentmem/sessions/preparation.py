@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from agentmem.catalog.ids import new_id, now_us
-from agentmem.catalog.records import Session, Worker
+from agentmem.catalog.records import Worker
 from agentmem.core import TurnId
 from agentmem.engine.output import OutputSpec
 from agentmem.errors import ContextOverflow, InvalidRequest
@@ -15,8 +15,8 @@ from agentmem.sessions.context import Context
 from agentmem.sessions.log import Log, Prompt, continued, fill_prompt
 from agentmem.sessions.messages import NO_FRAMING, Framing
 from agentmem.sessions.requests import Caller, ResponsePlan, RetryKey, Target, TurnRequest
-from agentmem.sessions.retention import CLASSES
 from agentmem.sessions.retries import Attempt
+from agentmem.sessions.terms import under_plan
 from agentmem.sessions.truncation import truncated
 
 
@@ -69,7 +69,9 @@ class Preparation:
     async def prepare(self, call: TurnCall, base: Base) -> PreparedTurn:
         """Raises ModelNotFound, WorkerUnavailable, ContextOverflow or InvalidRequest."""
         request = call.request
-        base = replace(base, session=_retained(base.session, request))
+        plan = await self._context.plans.of(base.session.tenant_id)
+        session = under_plan(base.session, plan.definition, request.retention)
+        base = replace(base, session=session)
         worker = await self._context.router.choose(base.session.model, base.session.worker_id)
         chat = await self._context.chat(worker)
         _check_bias(chat, request)
@@ -169,16 +171,3 @@ def _refuse_hopeless(chat: Chat, base: Base, request: TurnRequest, limit: int) -
 def _framing(log: Log, base: Base, framing: Framing) -> Framing:
     """What frames this turn: the log's instructions and tools where it inherits them."""
     return log.framing if base.inherits and framing == NO_FRAMING else framing
-
-
-def _retained(session: Session, request: TurnRequest) -> Session:
-    """The session under the retention class that the turn asks for."""
-    if request.retention is None:
-        return session
-    chosen = CLASSES[request.retention]
-    return replace(
-        session,
-        retention=chosen.name,
-        kv_retention_seconds=chosen.kv_retention_seconds,
-        log_retention_seconds=chosen.log_retention_seconds,
-    )

@@ -12,8 +12,8 @@ from agentmem.catalog.records import Turn
 from agentmem.core import TenantId, TurnId
 from agentmem.engine.base import Constraint, Sampling
 from agentmem.engine.output import AUTO, ToolChoice
+from agentmem.plans.classes import RetentionName
 from agentmem.sessions.messages import NO_FRAMING, Framing, Message
-from agentmem.sessions.retention import RetentionName
 from agentmem.sessions.runs import TurnDelta
 
 

@@ -20,7 +20,6 @@ from agentmem.sessions.openings import Asked, Opening, Openings, called_input, s
 from agentmem.sessions.outputs import output_items
 from agentmem.sessions.replay import replayed_run
 from agentmem.sessions.requests import Caller, ResponsePlan, RetryKey, TurnRequest
-from agentmem.sessions.retention import CLASSES
 from agentmem.sessions.runs import Listener
 from agentmem.sessions.sealing import Sealer
 from agentmem.sessions.service import SessionsService
@@ -302,10 +301,12 @@ class ResponsesService:
         self, begun: Begun, status: str, error: Mapping[str, Any] | None
     ) -> None:
         plan, now = begun.plan, now_us()
-        retention = plan.request.get("retention")
-        seconds = self._service.limits.log_retention_seconds
-        if retention is not None:
-            seconds = CLASSES[retention].log_retention_seconds
+        limits, has = self._service.limits, await self._service.plans.of(begun.tenant_id)
+        seconds = has.definition.terms(
+            plan.request.get("retention"),
+            kv_retention_seconds=limits.kv_retention_seconds,
+            log_retention_seconds=limits.log_retention_seconds,
+        ).log_retention_seconds
         row = Response(
             id=plan.id,
             tenant_id=begun.tenant_id,

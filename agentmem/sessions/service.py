@@ -12,6 +12,8 @@ from agentmem.catalog import Catalog
 from agentmem.catalog.records import Turn
 from agentmem.core import TenantId, Tier
 from agentmem.errors import InvalidRequest
+from agentmem.plans.classes import RetentionName
+from agentmem.plans.service import Plans
 from agentmem.sessions.bases import checked_id
 from agentmem.sessions.context import Context
 from agentmem.sessions.contexts import Contexts
@@ -26,7 +28,6 @@ from agentmem.sessions.limits import Limits
 from agentmem.sessions.models import Models, ServedModel
 from agentmem.sessions.ports import Freed
 from agentmem.sessions.requests import Caller, ResponsePlan, RetryKey, Target, TurnRequest
-from agentmem.sessions.retention import RetentionName
 from agentmem.sessions.runs import Listener
 from agentmem.sessions.secrets import Secrets
 from agentmem.sessions.turns import TurnRunner
@@ -92,6 +93,11 @@ class SessionsService:
     def limits(self) -> Limits:
         """For the services built beside this one."""
         return self._context.limits
+
+    @property
+    def plans(self) -> Plans:
+        """For the services built beside this one."""
+        return self._context.plans
 
     @asynccontextmanager
     async def running(self, *, drain_seconds: float) -> AsyncIterator[None]:

@@ -30,6 +30,7 @@ class Usage:
     `seconds_saved`: see `savings`; None where no speed has been measured yet.
     `expires_at` and `kv_expires_at`: until when the log is valid and the KV promised, in seconds
     since the epoch, unless the session is used again; None where nothing of the turn is kept.
+    `asked_retention`: the class that was asked for, where the tenant's plan does not have it.
     """
 
     prompt_tokens: int
@@ -44,9 +45,11 @@ class Usage:
     retention: str | None = None
     expires_at: int | None = None
     kv_expires_at: int | None = None
+    asked_retention: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As it is stored and shown."""
+        asked = {} if self.asked_retention is None else {"asked_retention": self.asked_retention}
         return {
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
@@ -60,6 +63,7 @@ class Usage:
             "retention": self.retention,
             "expires_at": self.expires_at,
             "kv_expires_at": self.kv_expires_at,
+            **asked,
         }
 
 

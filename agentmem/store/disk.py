@@ -293,7 +293,7 @@ class DiskTier:
 
         Returns how many of the pages, from the first on, are promised.
         """
-        until = Terms(int(expires_at * 1_000_000), *(terms or ClaimTerms()))
+        until = Terms(int(expires_at * 1_000_000), *(terms or ClaimTerms()).lasting)
         call = partial(self._index.claims.claim, claim_id, keys, until, admit)
         return await self._in_index_thread(call)
 

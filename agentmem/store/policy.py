@@ -270,9 +270,9 @@ def admit(
     promised_bytes: int,
     capacity_bytes: int,
     tenant_promised_bytes: int = 0,
-    tenant_quota_bytes: int = 0,
+    tenant_quota_bytes: int | None = None,
 ) -> Admission:
-    """How many of `pages` more pages may be promised; a quota of 0 is none.
+    """How many of `pages` more pages may be promised; a quota of None is none.
 
     Pages of unknown size (0) are promised: what they take is counted once one of them has come.
     """
@@ -280,7 +280,7 @@ def admit(
         return Admission(pages)
     room = max(0, capacity_bytes - promised_bytes) // page_bytes
     reason = "capacity"
-    if tenant_quota_bytes:
+    if tenant_quota_bytes is not None:
         quota_room = max(0, tenant_quota_bytes - tenant_promised_bytes) // page_bytes
         if quota_room < room:
             room, reason = quota_room, "quota"

@@ -41,9 +41,9 @@ from agentmem.api.fields import (
 )
 from agentmem.api.surfaces import without_refused
 from agentmem.errors import InvalidRequest
+from agentmem.plans.classes import RetentionName
 from agentmem.sessions.messages import Framing
 from agentmem.sessions.requests import FromContext, LongestPrefix, Target, TurnRequest
-from agentmem.sessions.retention import RetentionName
 
 CHOICES_MAX = 8
 _STRICT = ConfigDict(extra="forbid", strict=True)

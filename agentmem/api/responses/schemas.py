@@ -42,9 +42,9 @@ from agentmem.api.responses.tools import (
 )
 from agentmem.api.surfaces import without_refused
 from agentmem.errors import InvalidRequest
+from agentmem.plans.classes import RetentionName
 from agentmem.sessions.messages import Framing, Message
 from agentmem.sessions.requests import TurnRequest
-from agentmem.sessions.retention import RetentionName
 
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 _INCLUDABLE = (ENCRYPTED, LOGPROBS)

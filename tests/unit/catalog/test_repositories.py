@@ -19,7 +19,7 @@ OPERATORS = "perators' function"
 
 _CARRIERS = {
     *("Session", "Turn", "Lease", "Response", "Sequence[Item]", "UsageEvent", "RetryRecord"),
-    *("ContextRecord", "Item"),
+    *("ContextRecord", "Item", "Slot"),
 }
 
 

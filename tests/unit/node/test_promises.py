@@ -49,6 +49,16 @@ async def test_what_there_is_no_room_for_is_not_promised_but_kept(node: Node) ->
     await node.durable(4, 5, 6)  # page 6 is cache, and there is room for it
 
 
+@pytest.mark.parametrize(("pages", "promised"), [(0, 0), (4, 1), (100, 3)])
+async def test_a_plans_quota_holds_beside_the_nodes(node: Node, pages: int, promised: int) -> None:
+    await keep(node, "a", 0, 1, 2)
+    terms = A._replace(quota_bytes=pages * RECORD)
+    assert await claim(node, "a2", *range(3, 12), terms=terms) == Admission(promised, "quota")
+    assert node.promises.promised_bytes == (3 + promised) * RECORD, "nothing is taken back"
+    terms = B._replace(quota_bytes=None)
+    assert (await claim(node, "b", *range(20, 23), terms=terms)).pages == 3
+
+
 async def test_pages_that_are_not_promised_go_and_promised_ones_do_not(node: Node) -> None:
     await keep(node, "a", *range(6))
     assert await claim(node, "a2", 6, 7) == Admission(0, "quota")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentmem.sessions.retention import CLASSES, class_of
+from agentmem.plans.classes import CLASSES, class_of
 
 
 @pytest.mark.parametrize("name", CLASSES)
