@@ -7,7 +7,7 @@ import contextlib
 import gc
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ import uvloop
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from agentmem.administration.services import Administration
 from agentmem.api.application import create_application
 from agentmem.api.auth import Authenticator
-from agentmem.api.keys import new_api_key
 from agentmem.api.sse import SEND_SECONDS_MAX
 from agentmem.catalog import Catalog, migrate
-from agentmem.catalog.records import Tenant, Worker
+from agentmem.catalog.records import Worker
 from agentmem.config import Settings
 from agentmem.engine.base import Engine
 from agentmem.errors import ConfigurationInvalid, WorkerUnavailable
@@ -45,8 +45,6 @@ T = TypeVar("T")
 # Longer than a stream waits for its reader: that ends the turn, this the connection.
 UNREAD_SECONDS_MAX = 1.5 * SEND_SECONDS_MAX
 
-FIRST_TENANT = "default"
-FIRST_KEY = "first"
 _COLLECT_AFTER_OBJECTS = 20_000
 
 
@@ -61,6 +59,7 @@ class Gateway:
     service: SessionsService
     metrics: Metrics
     node: NodeState
+    administration: Administration
 
 
 def build_app(
@@ -92,7 +91,8 @@ def build_app(
     context = Context(catalog, router, pages, secrets, _limits(settings), metrics, make_owner())
     service = SessionsService(context)
     node = NodeState(pages, metrics.registry)
-    gateway = Gateway(settings, catalog, router, pages, service, metrics, node)
+    administration = Administration(catalog, secrets)
+    gateway = Gateway(settings, catalog, router, pages, service, metrics, node, administration)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -103,6 +103,7 @@ def build_app(
             stack.push_async_callback(router.aclose)
             if fake is not None:
                 await stack.enter_async_context(fake.running(catalog))
+            await stack.enter_async_context(administration.running())
             await stack.enter_async_context(
                 service.running(drain_seconds=settings.shutdown_seconds_max)
             )
@@ -110,13 +111,14 @@ def build_app(
 
     app = create_application(
         service,
-        Authenticator(catalog, secrets),
+        Authenticator(catalog, secrets, administration.uses),
         metrics,
         {
             "catalog": catalog.ping,
             "workers": lambda: _check_workers(router),
         },
         node,
+        administration=administration,
         request_bytes_max=settings.request_bytes_max,
         request_seconds_max=settings.request_seconds_max,
         lifespan=lifespan,
@@ -146,82 +148,14 @@ def migrate_catalog(settings: Settings) -> str:
     return asyncio.run(migrate(settings.catalog_url))
 
 
-def create_tenant(settings: Settings, name: str) -> str:
-    """Creates a tenant and returns its id. Raises InvalidRequest when the name is taken."""
-
-    async def create(catalog: Catalog) -> str:
-        async with catalog.transaction() as tx:
-            return (await tx.tenants.create(name)).id
-
-    return asyncio.run(_with_catalog(settings, create))
-
-
-def set_tenant_models(
-    settings: Settings,
-    tenant: str,
-    *,
-    default_model: str | None = None,
-    model_aliases: Sequence[str] | None = None,
-) -> Tenant:
-    """Sets which model a tenant (its name or id) gets by default and which names mean it.
-
-    None leaves a value as it is; an empty one gives it back to the gateway's settings. Returns
-    the tenant as it is now. Raises NotFound, or InvalidRequest for names that can be none.
-    """
-
-    async def change(catalog: Catalog) -> Tenant:
-        async with catalog.transaction() as tx:
-            found = await tx.tenants.get(tenant)
-            default = found.default_model if default_model is None else default_model or None
-            aliases = found.model_aliases if model_aliases is None else model_aliases or None
-            await tx.tenants.set_models(found.id, default_model=default, model_aliases=aliases)
-            return await tx.tenants.get(found.id)
-
-    return asyncio.run(_with_catalog(settings, change))
-
-
-def create_key(settings: Settings, tenant: str, *, name: str = "") -> str:
-    """Creates an API key of a tenant (its name or id) and returns it: it is not stored.
-
-    Raises NotFound for an unknown tenant.
-    """
-
-    async def create(catalog: Catalog) -> str:
-        return await _create_key(settings, catalog, tenant, name)
-
-    return asyncio.run(_with_catalog(settings, create))
-
-
-def ensure_first_key(settings: Settings) -> str | None:
-    """Brings the schema up to date; where there is no tenant yet, makes one and returns its key."""
-
-    async def ensure(catalog: Catalog) -> str | None:
-        async with catalog.transaction() as tx:
-            if await tx.tenants.list():
-                return None
-            await tx.tenants.create(FIRST_TENANT)
-        return await _create_key(settings, catalog, FIRST_TENANT, FIRST_KEY)
-
-    migrate_catalog(settings)
-    return asyncio.run(_with_catalog(settings, ensure))
-
-
-async def _create_key(settings: Settings, catalog: Catalog, tenant: str, name: str) -> str:
-    secrets = load_secrets(settings.secrets_dir)
-    api_key, prefix = new_api_key()
-    async with catalog.transaction() as tx:
-        owner = await tx.tenants.get(tenant)
-        await tx.keys.create(owner.id, name=name, prefix=prefix, key_hash=secrets.key_hash(api_key))
-    return api_key
-
-
 def in_catalog(settings: Settings, work: Callable[[Catalog], Awaitable[T]]) -> T:
     """Does one thing to the catalog, for a command. Raises ConfigurationInvalid where its schema
     is not this version's."""
-    return asyncio.run(_with_catalog(settings, work))
+    return asyncio.run(with_catalog(settings, work))
 
 
-async def _with_catalog(settings: Settings, work: Callable[[Catalog], Awaitable[T]]) -> T:
+async def with_catalog(settings: Settings, work: Callable[[Catalog], Awaitable[T]]) -> T:
+    """Opens the catalog, checks its schema, does the work and closes it again."""
     catalog = open_catalog(settings)
     try:
         await catalog.check_schema()

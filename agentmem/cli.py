@@ -5,34 +5,31 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from agentmem import __version__
 from agentmem.cli_plans import plan
-from agentmem.config import Settings
+from agentmem.commands.audit import audit
+from agentmem.commands.keys import key
+from agentmem.commands.options import DataDir
+from agentmem.commands.options import settings as _settings
+from agentmem.commands.tenants import project, tenant
 from agentmem.errors import AgentmemError
 from agentmem.lifeline import PARENT_VARIABLE, die_with_parent
 
 cli = App(name="agentmem", version=__version__, help="A stateful runtime for agent sessions.")
-tenant = App(name="tenant", help="Paying customers.")
-key = App(name="key", help="API keys of a tenant.")
-cli.command(tenant)
 bench = App(name="bench", help="Measurements, side by side with their limits.")
-cli.command(key)
 objects = App(name="objects", help="What nodes have put into the object store.")
 cli.command(objects)
 cli.command(plan)
 cli.command(bench)
+for group in (tenant, project, key, audit):
+    cli.command(group)
 
 
-DataDir = Annotated[Path | None, Parameter(help="Where everything durable lives.")]
 Model = Annotated[Path | None, Parameter(help="Hugging Face model directory.")]
-
-
-def _settings(**given: Any) -> Settings:
-    return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 @cli.command
@@ -136,47 +133,6 @@ def migrate(*, data_dir: DataDir = None) -> None:
     from agentmem.app import migrate_catalog
 
     print(f"catalog schema: {migrate_catalog(_settings(data_dir=data_dir))}")
-
-
-@tenant.command(name="create")
-def tenant_create(name: str, /, *, data_dir: DataDir = None) -> None:
-    """Create a tenant and print its id."""
-    from agentmem.app import create_tenant
-
-    print(create_tenant(_settings(data_dir=data_dir), name))
-
-
-@tenant.command(name="set")
-def tenant_set(
-    tenant: str,
-    /,
-    *,
-    default_model: str | None = None,
-    alias: Annotated[list[str] | None, Parameter(negative=())] = None,
-    no_alias: Annotated[bool, Parameter(negative=())] = False,
-    data_dir: DataDir = None,
-) -> None:
-    """Set a tenant's models: what a request without a model gets, and other names for it.
-
-    --alias takes a pattern such as 'gpt-*' and may be given several times: together they replace
-    the ones before. --no-alias, or --default-model with an empty text, go back to the gateway's.
-    """
-    from agentmem.app import set_tenant_models
-
-    aliases = [] if no_alias else alias
-    changed = set_tenant_models(
-        _settings(data_dir=data_dir), tenant, default_model=default_model, model_aliases=aliases
-    )
-    print("default model:", changed.default_model or "as the gateway is set")
-    print("aliases:", ", ".join(changed.model_aliases or ()) or "as the gateway is set")
-
-
-@key.command(name="create")
-def key_create(tenant: str, /, *, data_dir: DataDir = None) -> None:
-    """Create an API key of a tenant (its name or id). The key is shown this once."""
-    from agentmem.app import create_key
-
-    print(create_key(_settings(data_dir=data_dir), tenant))
 
 
 @cli.command

@@ -14,6 +14,7 @@ TenantId = NewType("TenantId", str)
 SessionId = NewType("SessionId", str)
 TurnId = NewType("TurnId", str)
 WorkerId = NewType("WorkerId", str)
+ProjectId = NewType("ProjectId", str)
 
 PageHash = NewType("PageHash", bytes)
 """SGLang's 32-byte SHA-256 chain hash of one page (see `pages.keys`)."""

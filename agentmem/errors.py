@@ -5,6 +5,10 @@ AgentmemError
 │   ├── ContextOverflow     more tokens than the model's window takes
 │   └── ModelNotFound
 ├── AuthenticationFailed
+├── PermissionDenied        known, but not allowed to do this
+│   ├── ScopeMissing        the API key lacks a scope
+│   └── TenantSuspended     nothing is answered to this tenant's keys
+├── TooManyAttempts         wrong credentials too often; later again
 ├── NotFound                no such thing, or not this tenant's
 ├── SessionBusy             another turn holds the session's lease
 ├── RateLimited             more in a minute, or at a time, than the tenant's plan allows
@@ -85,7 +89,37 @@ class ModelNotFound(InvalidRequest):
 
 
 class AuthenticationFailed(AgentmemError):
-    """The API key is missing, malformed, unknown or revoked."""
+    """The API key is missing, malformed, unknown, expired or revoked."""
+
+
+class PermissionDenied(AgentmemError):
+    """Whoever asks is known, and may not do this."""
+
+
+class ScopeMissing(PermissionDenied):
+    """The API key lacks the scope that the route needs."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(
+            f"This API key lacks the scope {scope!r}, which this route needs.",
+            hint="Use a key that has it, or have one made.",
+        )
+        self.scope = scope
+
+
+class TenantSuspended(PermissionDenied):
+    """The tenant is suspended: its keys are good, and nothing is answered to them."""
+
+    def __init__(self) -> None:
+        super().__init__("This account is suspended; its sessions are kept as they are.")
+
+
+class TooManyAttempts(AgentmemError):
+    """Credentials were wrong too often; not even good ones are looked at for a while."""
+
+    def __init__(self, *, retry_after_seconds: float) -> None:
+        super().__init__("Too many wrong credentials were sent; try again later.")
+        self.retry_after_seconds = retry_after_seconds
 
 
 class NotFound(AgentmemError):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx2
 
-from agentmem.app import ensure_first_key
+from agentmem.administer import ensure_first_key
 from agentmem.config import Settings
 from agentmem.engine.sglang.model.check import inspect_model
 from agentmem.engine.sglang.model.smollm2 import ensure_smollm2

@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
 from agentmem import __version__
+from agentmem.administration.services import Administration
 from agentmem.api.auth import AuthenticationMiddleware, Authenticator
 from agentmem.api.chat.routes import chat_router
 from agentmem.api.contexts import contexts_router
@@ -18,7 +19,9 @@ from agentmem.api.health import Check, health_router
 from agentmem.api.middleware import BodyMiddleware, EdgeMiddleware
 from agentmem.api.models import models_router
 from agentmem.api.responses.routes import responses_router
+from agentmem.api.scopes import check_scope
 from agentmem.api.sessions import sessions_router
+from agentmem.api.tenancy import tenancy_router
 from agentmem.sessions.conversations import ConversationsService
 from agentmem.sessions.nodestate import NodeState
 from agentmem.sessions.responses import ResponsesService
@@ -43,6 +46,7 @@ def create_application(
     checks: Mapping[str, Check],
     node: NodeState,
     *,
+    administration: Administration,
     request_bytes_max: int,
     request_seconds_max: float,
     lifespan: Lifespan,
@@ -55,8 +59,11 @@ def create_application(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    # For the document only: the middleware has checked the key already.
-    documented = [Depends(HTTPBearer(auto_error=False, description="An API key: am_..."))]
+    # The first is for the document only: the middleware has checked the key already.
+    documented = [
+        Depends(HTTPBearer(auto_error=False, description="An API key: am_...")),
+        Depends(check_scope),
+    ]
     responses = ResponsesService(service)
     conversations = ConversationsService(service, responses.openings)
     routers = [
@@ -66,6 +73,7 @@ def create_application(
         contexts_router(service),
         responses_router(service, responses),
         conversations_router(conversations),
+        tenancy_router(administration.keys, administration.tenants),
     ]
     for router in routers:
         app.include_router(router, dependencies=documented)

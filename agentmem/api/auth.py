@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import hmac
 import time
+from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from agentmem.administration.apikeys import key_prefix
+from agentmem.administration.keys import works
+from agentmem.administration.scopes import scopes_of
+from agentmem.administration.uses import KeyUses
 from agentmem.api.errors import error_response
-from agentmem.api.keys import key_prefix
+from agentmem.api.slowing import Slowing
 from agentmem.catalog import Catalog
+from agentmem.catalog.ids import default_project, now_us
+from agentmem.catalog.records import ApiKey
 from agentmem.core import TenantId
-from agentmem.errors import AgentmemError, AuthenticationFailed
+from agentmem.errors import (
+    AgentmemError,
+    AuthenticationFailed,
+    TenantSuspended,
+    TooManyAttempts,
+)
 from agentmem.sessions.requests import Caller
 from agentmem.sessions.secrets import Secrets
 from agentmem.telemetry import bind_log_fields
@@ -21,43 +33,89 @@ from agentmem.telemetry import bind_log_fields
 # A revoked key works for less than a second longer.
 _CACHE_SECONDS = 0.9
 _CACHED_MAX = 10_000
+_ONCE_GOOD_SECONDS = 3_600.0
 _PROTECTED = "/v1/"
+_NO_ADDRESS = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A key that was good: until when that is not asked again, and until when it counts for a key
+    that is looked up whatever else comes from its address."""
+
+    caller: Caller
+    fresh_until: float
+    good_until: float
 
 
 class Authenticator:
     """Finds the caller behind an API key; remembers good keys for a moment."""
 
-    def __init__(self, catalog: Catalog, secrets: Secrets) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        secrets: Secrets,
+        uses: KeyUses,
+        slowing: Slowing | None = None,
+    ) -> None:
         self._catalog = catalog
         self._secrets = secrets
-        self._known: dict[bytes, tuple[Caller, float]] = {}
+        self._uses = uses
+        self._slowing = slowing or Slowing()
+        self._known: dict[bytes, _Known] = {}
 
-    async def caller(self, authorization: str | None) -> Caller:
-        """Raises AuthenticationFailed, in the same words whatever is wrong with the key."""
+    async def caller(self, authorization: str | None, address: str = _NO_ADDRESS) -> Caller:
+        """Raises AuthenticationFailed, in the same words whatever is wrong with the key;
+        TooManyAttempts for an address that sent too many bad ones; TenantSuspended."""
         scheme, _, api_key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not api_key:
             raise AuthenticationFailed(
                 "No API key was sent.", hint="Send the header: Authorization: Bearer am_..."
             )
         prefix = key_prefix(api_key)
-        if prefix is None:
-            raise AuthenticationFailed("The API key is not valid.")
         digest = self._secrets.key_hash(api_key)
         known = self._known.get(digest)
-        if known is not None and known[1] > time.monotonic():
-            return known[0]
+        now = time.monotonic()
+        if known is not None and known.fresh_until > now:
+            self._uses.note(known.caller.api_key_id)
+            return known.caller
+        if known is None or known.good_until <= now:
+            wait = self._slowing.wait_seconds(address)
+            if wait > 0:
+                raise TooManyAttempts(retry_after_seconds=wait)
+        found = None if prefix is None else await self._find(prefix, digest)
+        if found is None:
+            self._known.pop(digest, None)
+            self._slowing.note_bad(address)
+            raise AuthenticationFailed("The API key is not valid.")
+        key, suspended_at = found
+        if suspended_at is not None:
+            self._known.pop(digest, None)
+            raise TenantSuspended
+        return self._remember(key, digest)
+
+    async def _find(self, prefix: str, digest: bytes) -> tuple[ApiKey, int | None] | None:
+        """The key that works and has this digest, and since when its tenant is suspended."""
         async with self._catalog.reading() as tx:
             found = await tx.keys.find_by_prefix(prefix)
         # An unknown prefix is compared too, so that time does not tell it from a wrong secret.
-        expected = found.hash if found is not None else bytes(len(digest))
+        expected = found[0].hash if found is not None else bytes(len(digest))
         matches = hmac.compare_digest(expected, digest)
-        if found is None or not matches or found.revoked_at is not None:
-            self._known.pop(digest, None)
-            raise AuthenticationFailed("The API key is not valid.")
+        if found is None or not matches or not works(found[0]):
+            return None
+        return found
+
+    def _remember(self, key: ApiKey, digest: bytes) -> Caller:
         if len(self._known) >= _CACHED_MAX:
             self._known.clear()
-        caller = Caller(found.tenant_id, found.id)
-        self._known[digest] = (caller, time.monotonic() + _CACHE_SECONDS)
+        project_id = key.project_id or default_project(key.tenant_id)
+        caller = Caller(key.tenant_id, key.id, project_id, scopes_of(key.scopes))
+        fresh = _CACHE_SECONDS
+        if key.expires_at is not None:
+            fresh = min(fresh, (key.expires_at - now_us()) / 1e6)
+        now = time.monotonic()
+        self._known[digest] = _Known(caller, now + fresh, now + _ONCE_GOOD_SECONDS)
+        self._uses.note(key.id)
         return caller
 
 
@@ -73,7 +131,9 @@ class AuthenticationMiddleware:
         if scope["type"] == "http" and scope["path"].startswith(_PROTECTED):
             try:
                 authorization = Headers(scope=scope).get("authorization")
-                caller = await self._authenticator.caller(authorization)
+                client = scope.get("client")
+                address = client[0] if client else _NO_ADDRESS
+                caller = await self._authenticator.caller(authorization, address)
             except AgentmemError as error:
                 await error_response(error)(scope, receive, send)
                 return

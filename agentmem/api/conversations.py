@@ -14,6 +14,7 @@ from agentmem.api.responses.items import InputItem, stored_items
 from agentmem.api.responses.objects import ItemList
 from agentmem.api.responses.routes import (
     After,
+    CurrentCaller,
     Includes,
     Limit,
     Order,
@@ -115,14 +116,15 @@ def _add_conversations(router: APIRouter, conversations: ConversationsService) -
         responses=errors(413, 503),
     )
     async def create_conversation(
-        tenant: Tenant, body: ConversationCreateBody | None = None
+        caller: CurrentCaller, body: ConversationCreateBody | None = None
     ) -> Response:
         body = body or ConversationCreateBody()
         view = await conversations.create(
-            tenant,
+            caller.tenant_id,
             stored_items(body.items or ()),
             metadata=body.metadata,
             retention=body.retention,
+            project_id=caller.project_id,
         )
         return JSONResponse(conversation_object(view))
 

@@ -26,7 +26,11 @@ from agentmem.errors import (
     NodeUnavailable,
     NotDurable,
     NotFound,
+    PermissionDenied,
+    ScopeMissing,
     SessionBusy,
+    TenantSuspended,
+    TooManyAttempts,
     TurnConflict,
     WorkerUnavailable,
 )
@@ -52,10 +56,11 @@ class _Kind:
     retry: bool = False
 
 
-_INVALID, _CONFLICT, _UNAVAILABLE = (
+_INVALID, _CONFLICT, _UNAVAILABLE, _PERMISSION = (
     "invalid_request_error",
     "conflict_error",
     "service_unavailable_error",
+    "permission_error",
 )
 # The first class that fits, so subclasses come before their bases.
 _KINDS: tuple[tuple[type[AgentmemError], _Kind], ...] = (
@@ -63,6 +68,10 @@ _KINDS: tuple[tuple[type[AgentmemError], _Kind], ...] = (
     (ModelNotFound, _Kind(404, _INVALID, "model_not_found")),
     (InvalidRequest, _Kind(400, _INVALID, "invalid_value")),
     (AuthenticationFailed, _Kind(401, "authentication_error", "invalid_api_key")),
+    (ScopeMissing, _Kind(403, _PERMISSION, "scope_missing")),
+    (TenantSuspended, _Kind(403, _PERMISSION, "tenant_suspended")),
+    (PermissionDenied, _Kind(403, _PERMISSION, "permission_denied")),
+    (TooManyAttempts, _Kind(429, "rate_limit_error", "too_many_attempts", 1.0)),
     (NotFound, _Kind(404, "not_found_error", "not_found")),
     (SessionBusy, _Kind(409, _CONFLICT, "session_busy", 1.0, True)),
     (LeaseLost, _Kind(409, _CONFLICT, "lease_lost", 1.0, True)),

@@ -59,6 +59,7 @@ class SessionObject(BaseModel):
         description="What made it; `request`: nobody named it."
     )
     context: str | None = Field(description="The context that it began with.")
+    project: str = Field(description="That of the key which made it.")
     retention: RetentionName | None = Field(
         description="The class that the terms are of; null: they were given one by one."
     )
@@ -281,6 +282,7 @@ def session_object(view: SessionView) -> dict[str, Any]:
         "metadata": dict(session.metadata),
         "origin": session.origin,
         "context": session.context_id,
+        "project": session.project,
         "retention": session.retention,
         "asked_retention": session.asked_retention,
         "promise": {

@@ -46,6 +46,10 @@ Retry = Annotated[RetryKey | None, Depends(retry_key)]
 Tenant = Annotated[TenantId, Depends(current_tenant)]
 Limit = Annotated[int, Query(ge=1, le=LIST_MAX)]
 After = Annotated[str | None, Query(description="Id of the last item already seen.")]
+ProjectFilter = Annotated[
+    str | None,
+    Query(min_length=1, max_length=200, description="Of one project only: its id or name."),
+]
 Order = Annotated[Literal["asc", "desc"], Query(description="By creation.")]
 
 
@@ -53,6 +57,7 @@ def sessions_router(service: SessionsService) -> APIRouter:
     """All routes below /v1/sessions."""
     router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
     _add_session_routes(router, service)
+    _add_one_session_routes(router, service)
     _add_turn_routes(router, service)
     _add_memory_routes(router, service)
     return router
@@ -66,17 +71,20 @@ def _add_session_routes(router: APIRouter, service: SessionsService) -> None:
         response_model=objects.SessionObject,
         responses=_errors(404, 413, 503),
     )
-    async def create_session(tenant: Tenant, body: SessionCreateBody | None = None) -> Response:
+    async def create_session(
+        caller: CurrentCaller, body: SessionCreateBody | None = None
+    ) -> Response:
         body = body or SessionCreateBody()
         body.check()
         view = await service.create(
-            tenant,
+            caller.tenant_id,
             model=body.model,
             metadata=body.metadata,
             kv_retention_seconds=body.kv_retention_seconds,
             log_retention_seconds=body.log_retention_seconds,
             retention=body.retention,
             context_id=body.context,
+            project_id=caller.project_id,
         )
         return JSONResponse(objects.session_object(view), 201)
 
@@ -84,17 +92,27 @@ def _add_session_routes(router: APIRouter, service: SessionsService) -> None:
         "",
         summary="List sessions",
         response_model=objects.SessionList,
-        responses=_errors(),
+        responses=_errors(404),
     )
     async def list_sessions(
-        tenant: Tenant, limit: Limit = 20, after: After = None, order: Order = "desc"
+        tenant: Tenant,
+        limit: Limit = 20,
+        after: After = None,
+        order: Order = "desc",
+        project: ProjectFilter = None,
     ) -> Response:
         page = await service.list_sessions(
-            tenant, after=cursor(after, "ses"), limit=limit, descending=order == "desc"
+            tenant,
+            after=cursor(after, "ses"),
+            limit=limit,
+            descending=order == "desc",
+            project_id=project,
         )
         items = [objects.session_object(view) for view in page.items]
         return JSONResponse(objects.list_object(items, has_more=page.has_more))
 
+
+def _add_one_session_routes(router: APIRouter, service: SessionsService) -> None:
     @router.get(
         "/{session_id}",
         summary="Get a session",
@@ -122,10 +140,16 @@ def _add_session_routes(router: APIRouter, service: SessionsService) -> None:
         responses=_errors(404, 413),
     )
     async def fork_session(
-        tenant: Tenant, session_id: str, body: SessionForkBody | None = None
+        caller: CurrentCaller, session_id: str, body: SessionForkBody | None = None
     ) -> Response:
         body = body or SessionForkBody()
-        view = await service.fork(tenant, session_id, turn=body.turn, metadata=body.metadata)
+        view = await service.fork(
+            caller.tenant_id,
+            session_id,
+            turn=body.turn,
+            metadata=body.metadata,
+            project_id=caller.project_id,
+        )
         return JSONResponse(objects.session_object(view), 201)
 
 

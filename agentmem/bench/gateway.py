@@ -23,7 +23,8 @@ from typing import Any
 
 import httpx2
 
-from agentmem.app import create_key, create_tenant, migrate_catalog
+from agentmem.administer import create_key, create_tenant
+from agentmem.app import migrate_catalog
 from agentmem.bench.gateway_load import NUMBER
 from agentmem.bench.report import Row, report, row_of
 from agentmem.config import Settings

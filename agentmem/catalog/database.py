@@ -22,6 +22,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from agentmem.catalog.audit import Audit
 from agentmem.catalog.contexts import Contexts
 from agentmem.catalog.counters import Counters
 from agentmem.catalog.items import Items
@@ -29,6 +30,7 @@ from agentmem.catalog.keys import Keys
 from agentmem.catalog.lapsing import Lapsing
 from agentmem.catalog.leases import Leases
 from agentmem.catalog.plans import Plans
+from agentmem.catalog.projects import Projects
 from agentmem.catalog.responses import Responses
 from agentmem.catalog.retries import Retries
 from agentmem.catalog.sessions import Sessions
@@ -52,6 +54,7 @@ class Transaction:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self.tenants = Tenants(connection)
+        self.projects = Projects(connection)
         self.keys = Keys(connection)
         self.sessions = Sessions(connection)
         self.turns = Turns(connection)
@@ -67,6 +70,7 @@ class Transaction:
         self.plans = Plans(connection)
         self.counters = Counters(connection)
         self.slots = Slots(connection)
+        self.audit = Audit(connection)
 
 
 class Catalog:

@@ -6,6 +6,8 @@ import re
 import secrets
 import time
 
+from agentmem.core import ProjectId, TenantId
+
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # Pairs of characters, ten bits at a time.
 _PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
@@ -35,3 +37,9 @@ def new_id(prefix: str, separator: str = "_") -> str:
 def is_id(text: str, prefix: str, separator: str = "_") -> bool:
     """Whether `text` could have come from `new_id(prefix)`: what else no query needs to see."""
     return text.startswith(prefix + separator) and _PATTERN.match(text) is not None
+
+
+def default_project(tenant_id: TenantId) -> ProjectId:
+    """The project that a tenant has from the start. What names no project is its: rows from
+    before there were projects, above all, which no migration had to touch."""
+    return ProjectId(f"prj_{tenant_id.partition('_')[2]}")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentmem.core import Fingerprint, SessionId, TenantId, TurnId, WorkerId
+from agentmem.catalog.ids import default_project
+from agentmem.core import Fingerprint, ProjectId, SessionId, TenantId, TurnId, WorkerId
 
 WORKER_STATES = ("starting", "ready", "draining", "dead")
 
@@ -21,11 +22,25 @@ class Tenant:
     created_at: int
     default_model: str | None = None
     model_aliases: list[str] | None = None
+    suspended_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A part of what a tenant does, told apart in lists and usage. Keys belong to one."""
+
+    id: ProjectId
+    tenant_id: TenantId
+    name: str
+    created_at: int
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key's row: never the key, only an HMAC of it."""
+    """A key's row: never the key, only an HMAC of it. `scopes` are separated by spaces.
+
+    `rotated_from`: the key that it took over from. `last_used_at` is up to a minute behind.
+    """
 
     id: str
     tenant_id: TenantId
@@ -34,6 +49,11 @@ class ApiKey:
     hash: bytes = field(repr=False)
     created_at: int
     revoked_at: int | None = None
+    project_id: ProjectId | None = None
+    scopes: str = "inference sessions:read"
+    expires_at: int | None = None
+    last_used_at: int | None = None
+    rotated_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +87,12 @@ class Session:
     asked_retention: str | None = None
     promised_pages: int | None = None
     promise_reason: str | None = None
+    project_id: ProjectId | None = None
+
+    @property
+    def project(self) -> ProjectId:
+        """Its project: the default one where none is named."""
+        return self.project_id or default_project(self.tenant_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +205,7 @@ class Response:
     created_at: int
     completed_at: int | None
     expires_at: int
+    project_id: ProjectId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +244,7 @@ class UsageEvent:
     read_by_tier: Mapping[str, int]
     recomputed_tokens: int
     created_at: int
+    project_id: ProjectId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,3 +273,22 @@ class ContextRecord:
     name: str
     metadata: Mapping[str, str]
     created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One act of administration: who (`actor`) did what (`action`) to what (`target`), by ids.
+
+    `sequence` counts from 1 without gaps. `details` is canonical JSON without secrets or content;
+    `hash` is the SHA-256 over all of it and the `previous_hash` (see `catalog.audit`).
+    """
+
+    sequence: int
+    at: int
+    actor: str
+    action: str
+    target: str
+    tenant_id: TenantId | None
+    details: str
+    previous_hash: bytes = field(repr=False)
+    hash: bytes = field(repr=False)

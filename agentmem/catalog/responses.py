@@ -42,6 +42,7 @@ class Responses:
                 "created_at": response.created_at,
                 "completed_at": response.completed_at,
                 "expires_at": response.expires_at,
+                "project_id": response.project_id,
             },
         )
 

@@ -10,9 +10,9 @@ from sqlalchemy import Row, delete, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
-from agentmem.catalog.ids import now_us
+from agentmem.catalog.ids import default_project, now_us
 from agentmem.catalog.records import Session, Turn, Worker
-from agentmem.core import SessionId, TenantId, TurnId
+from agentmem.core import ProjectId, SessionId, TenantId, TurnId
 from agentmem.errors import InvalidRequest, NotFound
 
 # Made once: building a statement takes longer than running it.
@@ -87,16 +87,23 @@ class Sessions:
         limit: int,
         descending: bool = True,
         origin: str | None = None,
+        project_id: ProjectId | None = None,
     ) -> list[Session]:
         """Up to `limit` sessions by creation, from after the session `after` on.
 
-        With `origin` only those that were made that way. Raises InvalidRequest when `after` is no
+        With `origin` only those that were made that way, with `project_id` those of that project.
+        Raises InvalidRequest when `after` is no
         session of this tenant.
         """
         table = tables.sessions
         query = select(table).where(table.c.tenant_id == tenant_id)
         if origin is not None:
             query = query.where(table.c.origin == origin)
+        if project_id is not None:
+            of_project = table.c.project_id == project_id
+            if project_id == default_project(tenant_id):
+                of_project |= table.c.project_id.is_(None)
+            query = query.where(of_project)
         order = tuple_(table.c.created_at, table.c.id)
         if after is not None:
             try:

@@ -34,6 +34,8 @@ tenants = Table(
     # Null: the gateway's. Aliases are shell patterns of model names that mean the default model.
     Column("default_model", String(200), nullable=True),
     Column("model_aliases", JSON, nullable=True),
+    # Since then nothing is answered to its keys; null: it is served.
+    Column("suspended_at", BigInteger, nullable=True),
     Column("created_at", BigInteger, nullable=False),
 )
 
@@ -45,6 +47,16 @@ api_keys = Table(
     Column("name", String(200), nullable=False),
     Column("prefix", String(40), nullable=False, unique=True),
     Column("hash", LargeBinary(32), nullable=False),
+    # Null, here and in all tables below: the tenant's default project.
+    Column("project_id", String(40), nullable=True),
+    # Separated by spaces.
+    Column("scopes", String(200), nullable=False, server_default="inference sessions:read"),
+    # Null: never. A key that was rotated ends when its overlap does.
+    Column("expires_at", BigInteger, nullable=True),
+    # Written now and then only.
+    Column("last_used_at", BigInteger, nullable=True),
+    # The key that this one took over from.
+    Column("rotated_from", String(40), nullable=True),
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger, nullable=True),
 )
@@ -120,7 +132,9 @@ sessions = Table(
     Column("page_tokens", Integer, nullable=True),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    Column("project_id", String(40), nullable=True),
     Index("ix_sessions_tenant_id_created_at", "tenant_id", "created_at", "id"),
+    Index("ix_sessions_project_id_created_at", "project_id", "created_at", "id"),
     Index("ix_sessions_state_updated_at", "state", "updated_at"),
 )
 
@@ -205,6 +219,7 @@ responses = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("completed_at", BigInteger, nullable=True),
     Column("expires_at", BigInteger, nullable=False, index=True),
+    Column("project_id", String(40), nullable=True),
 )
 
 # Items of responses and of conversations, in order of `position`; `kind` is "input", "output" or
@@ -252,6 +267,7 @@ usage_events = Table(
     Column("read_by_tier", JSON, nullable=False),
     Column("recomputed_tokens", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("project_id", String(40), nullable=True),
     Index("ix_usage_events_tenant_id_created_at", "tenant_id", "created_at"),
 )
 

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
 from agentmem.catalog.ids import new_id, now_us
+from agentmem.catalog.projects import DEFAULT_NAME, Projects
 from agentmem.catalog.records import Tenant
 from agentmem.core import TenantId
 from agentmem.errors import InvalidRequest, NotFound
@@ -23,7 +24,10 @@ class Tenants:
         self._connection = connection
 
     async def create(self, name: str) -> Tenant:
-        """Raises InvalidRequest when the name is empty, too long or taken."""
+        """A tenant with its default project.
+
+        Raises InvalidRequest when the name is empty, too long or taken.
+        """
         if not name.strip() or len(name) > 200 or "\x00" in name:
             raise InvalidRequest("A tenant's name has 1 to 200 characters.", param="name")
         if await self.find(name) is not None:
@@ -34,7 +38,21 @@ class Tenants:
                 id=tenant.id, name=tenant.name, created_at=tenant.created_at
             )
         )
+        await Projects(self._connection).create(tenant.id, DEFAULT_NAME)
         return tenant
+
+    async def set_suspended(self, tenant_id: TenantId, *, suspended: bool) -> bool:
+        """Whether that changed anything: a tenant that is suspended stays so since then."""
+        table = tables.tenants
+        current = table.c.suspended_at
+        result = await self._connection.execute(
+            update(table)
+            .where(
+                table.c.id == tenant_id, current.is_(None) if suspended else current.is_not(None)
+            )
+            .values(suspended_at=now_us() if suspended else None)
+        )
+        return result.rowcount == 1
 
     async def set_models(
         self,

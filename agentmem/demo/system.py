@@ -17,7 +17,8 @@ from typing import Any
 import httpx2
 import psutil
 
-from agentmem.app import create_key, create_tenant, migrate_catalog
+from agentmem.administer import create_key, create_tenant
+from agentmem.app import migrate_catalog
 from agentmem.config import Settings
 from agentmem.errors import AgentmemError
 from agentmem.loopback import free_port

@@ -260,6 +260,7 @@ async def _write_response(
             created_at=prepared.created_at,
             completed_at=now,
             expires_at=now + session.log_retention_seconds * _MICROSECONDS,
+            project_id=plan.project_id,
         )
     )
     told = [("input", item) for item in plan.input_items]
@@ -293,6 +294,8 @@ def _begun(session: Session, turn: Turn, prepared: PreparedTurn) -> Session:
         page_tokens=worker.page_tokens,
         expires_at=now + session.log_retention_seconds * _MICROSECONDS,
         updated_at=now,
+        # Also of a branch: it belongs to whoever made it.
+        project_id=prepared.caller.project_id,
     )
 
 
@@ -319,6 +322,7 @@ def _usage_event(
         read_by_tier=usage.cached.as_dict(),
         recomputed_tokens=usage.recomputed_tokens,
         created_at=now_us(),
+        project_id=prepared.caller.project_id,
     )
 
 

@@ -92,7 +92,12 @@ class Contexts:
         served = await self._models.resolve(caller.tenant_id, model)
         request = TurnRequest(tuple(told), framing, retention=retention)
         session = await self._bases.new_session(caller.tenant_id, served, request)
-        session = replace(session, origin="context", metadata=dict(metadata or {}))
+        session = replace(
+            session,
+            origin="context",
+            metadata=dict(metadata or {}),
+            project_id=caller.project_id,
+        )
         worker = await self._context.router.choose(served, None)
         turn = await self._turn(session, worker, request)
         watch = LoadWatch(self._context.pages, self._context.metrics)
@@ -256,6 +261,7 @@ def _usage_event(caller: Caller, session: Session, turn: Turn, usage: Usage) -> 
         read_by_tier=usage.cached.as_dict(),
         recomputed_tokens=0,
         created_at=now_us(),
+        project_id=caller.project_id,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from agentmem.catalog import Transaction
 from agentmem.catalog.ids import new_id, now_us
 from agentmem.catalog.records import Item, Session
-from agentmem.core import TenantId
+from agentmem.core import ProjectId, TenantId
 from agentmem.errors import InvalidRequest, NotFound
 from agentmem.plans.classes import RetentionName
 from agentmem.sessions.items import is_item_id, numbered_items
@@ -52,6 +52,7 @@ class ConversationsService:
         *,
         metadata: Mapping[str, str],
         retention: RetentionName | None = None,
+        project_id: ProjectId | None = None,
     ) -> ConversationView:
         """A new conversation with these items (in the stored form). Raises InvalidRequest."""
         numbered = await self._checked(tenant_id, items)
@@ -63,6 +64,7 @@ class ConversationsService:
             retention=retention,
             origin="conversation",
             session_id=session_of(conversation_id),
+            project_id=project_id,
         )
         if numbered:
             async with self._service.catalog.transaction() as tx:

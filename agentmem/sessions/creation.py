@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from agentmem.catalog.ids import is_id, new_id, now_us
 from agentmem.catalog.records import Session, Turn
-from agentmem.core import SessionId, TenantId, durable_pages
+from agentmem.core import ProjectId, SessionId, TenantId, durable_pages
 from agentmem.errors import InvalidRequest, NotFound
 from agentmem.plans.classes import RetentionName
 from agentmem.plans.definition import PlanDefinition
@@ -51,6 +51,7 @@ class Creation:
         context_id: str | None = None,
         origin: str = "session",
         session_id: str | None = None,
+        project_id: ProjectId | None = None,
     ) -> SessionView:
         """A session without turns, on top of a context where one is named.
 
@@ -63,7 +64,7 @@ class Creation:
             served = await self._models.resolve(tenant_id, model)
             request = TurnRequest((), retention=retention)
             session = await self._bases.new_session(tenant_id, served, request)
-        session = replace(session, origin=origin, metadata=metadata)
+        session = replace(session, origin=origin, metadata=metadata, project_id=project_id)
         if session_id is not None:
             session = replace(session, id=SessionId(session_id))
         if kv_retention_seconds is not None:
@@ -84,6 +85,7 @@ class Creation:
         *,
         turn: int | None,
         metadata: Mapping[str, str] | None,
+        project_id: ProjectId | None = None,
     ) -> SessionView:
         """A new session that shares the log up to a turn (the last one by default; 0: none of it).
 
@@ -102,6 +104,7 @@ class Creation:
             if parent.head_turn_id is not None and (number or parent.context_id is not None):
                 head = await tx.turns.numbered(tenant_id, parent.head_turn_id, number)
             session = _under_plan(_forked(parent, head, number, metadata), plan)
+            session = replace(session, project_id=project_id)
             await tx.sessions.create(session)
         await self._claim(session)
         return view_of(session, running=False)

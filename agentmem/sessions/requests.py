@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from agentmem.catalog.records import Turn
-from agentmem.core import TenantId, TurnId
+from agentmem.core import ProjectId, TenantId, TurnId
 from agentmem.engine.base import Constraint, Sampling
 from agentmem.engine.output import AUTO, ToolChoice
 from agentmem.plans.classes import RetentionName
@@ -19,10 +19,13 @@ from agentmem.sessions.runs import TurnDelta
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is asking, and with which key."""
+    """Who is asking, and with which key. `project_id` None: the tenant's default project;
+    `scopes`: what the key may do."""
 
     tenant_id: TenantId
     api_key_id: str
+    project_id: ProjectId | None = None
+    scopes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,7 @@ class ResponsePlan:
     `request` is what its object echoes, `input_items` are in order with ids assigned,
     `output_items` makes the output's items of the committed turn and its deltas. `stored` False
     keeps a row that only a retry of the same request finds. `conversation_id` is the id of a
-    conversation.
+    conversation, `project_id` the project of the key that asked.
     """
 
     id: str
@@ -181,3 +184,4 @@ class ResponsePlan:
     )
     previous_response_id: str | None = None
     conversation_id: str | None = None
+    project_id: ProjectId | None = None

@@ -92,6 +92,7 @@ class ResponsesService:
             request = request_of(opening.messages)
             echo = {**echo_of(opening.model), "compacted": _compacted(opening)}
             plan = _plan(asked, opening, echo, stored=request.store)
+            plan = replace(plan, project_id=caller.project_id)
             with called_input():
                 listener = await self._service.begin(
                     caller, opening.target, request, retry=retry, plan=plan
@@ -323,6 +324,7 @@ class ResponsesService:
             created_at=begun.listener.created.created_at,
             completed_at=now,
             expires_at=now + seconds * _MICROSECONDS,
+            project_id=plan.project_id,
         )
         # A conversation goes on without what failed: its items stay the response's own.
         items = [

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from agentmem.catalog import Catalog
 from agentmem.catalog.records import Turn
-from agentmem.core import TenantId, Tier
+from agentmem.core import ProjectId, TenantId, Tier
 from agentmem.errors import InvalidRequest
 from agentmem.plans.classes import RetentionName
 from agentmem.plans.service import Plans
@@ -167,6 +167,7 @@ class SessionsService:
         context_id: str | None = None,
         origin: str = "session",
         session_id: str | None = None,
+        project_id: ProjectId | None = None,
     ) -> SessionView:
         """See `Creation.create`."""
         return await self._creation.create(
@@ -179,6 +180,7 @@ class SessionsService:
             context_id=context_id,
             origin=origin,
             session_id=session_id,
+            project_id=project_id,
         )
 
     async def fork(
@@ -188,9 +190,12 @@ class SessionsService:
         *,
         turn: int | None,
         metadata: Mapping[str, str] | None,
+        project_id: ProjectId | None = None,
     ) -> SessionView:
         """See `Creation.fork`."""
-        return await self._creation.fork(tenant_id, session_id, turn=turn, metadata=metadata)
+        return await self._creation.fork(
+            tenant_id, session_id, turn=turn, metadata=metadata, project_id=project_id
+        )
 
     async def get(self, tenant_id: TenantId, session_id: str) -> SessionView:
         """One session. Raises NotFound."""
@@ -200,12 +205,28 @@ class SessionsService:
         return view_of(session, running=lease is not None)
 
     async def list_sessions(
-        self, tenant_id: TenantId, *, after: str | None, limit: int, descending: bool
+        self,
+        tenant_id: TenantId,
+        *,
+        after: str | None,
+        limit: int,
+        descending: bool,
+        project_id: str | None = None,
     ) -> Page:
-        """A tenant's sessions by creation. Raises InvalidRequest for an unknown `after`."""
+        """A tenant's sessions by creation, of one project where it is given (its name or id).
+
+        Raises InvalidRequest for an unknown `after`, NotFound for the project.
+        """
         async with self._context.catalog.reading() as tx:
+            project = None
+            if project_id is not None:
+                project = (await tx.projects.get(tenant_id, project_id)).id
             found = await tx.sessions.list(
-                tenant_id, after=after, limit=limit + 1, descending=descending
+                tenant_id,
+                after=after,
+                limit=limit + 1,
+                descending=descending,
+                project_id=project,
             )
             shown = found[:limit]
             held = await tx.leases.held(tenant_id, [session.id for session in shown])

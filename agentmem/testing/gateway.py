@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from agentmem.api.keys import new_api_key
+from agentmem.administration.apikeys import new_api_key
 from agentmem.app import Gateway, build_app
 from agentmem.catalog import Catalog, migrate
 from agentmem.config import Settings

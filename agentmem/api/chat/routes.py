@@ -132,6 +132,7 @@ class _Asked:
                     surface="chat",
                     request=echo,
                     stored=body.stored,
+                    project_id=self._caller.project_id,
                 )
                 retry = None if self._retry is None else replace(self._retry, choice=choice)
                 listeners.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from agentmem.catalog import admin_tables  # noqa: F401 - its tables are in the metadata, too
 from agentmem.catalog import plantables as _plantables  # noqa: F401 - known to the metadata
 from agentmem.catalog.tables import metadata
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx2
 
-from agentmem.app import create_key, create_tenant, migrate_catalog
+from agentmem.administer import create_key, create_tenant
+from agentmem.app import migrate_catalog
 from agentmem.config import Settings
 from agentmem.loopback import free_port
 from agentmem.serve import settings_environment

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentmem.app import set_tenant_models
+from agentmem.administer import set_tenant_models
 from agentmem.config import Settings
 from agentmem.errors import InvalidRequest, NotFound
 from agentmem.testing.fake_worker import FakeWorker

@@ -122,10 +122,50 @@ def test_tenants_and_keys(tmp_path: Path) -> None:
     assert run("migrate", *data).returncode == 0
     assert run("tenant", "create", "acme", *data).stdout.startswith("ten_")
     assert run("key", "create", "acme", *data).stdout.startswith("am_")
+    shown = run("tenant", "list", *data).stdout
+    assert "active" in shown
+    assert "acme" in shown
+    assert run("tenant", "suspend", "acme", *data).stdout.count("suspended") == 1
+    assert "is active" in run("tenant", "suspend", "acme", "--undo", *data).stdout
     unknown = run("key", "create", "nobody", *data)
     assert unknown.returncode == 1
     assert "nobody" in unknown.stderr
     assert "Traceback" not in unknown.stderr
+
+
+def test_keys_and_the_audit_log_of_them(tmp_path: Path) -> None:
+    data = ["--data-dir", str(tmp_path / "data")]
+    run("migrate", *data)
+    run("tenant", "create", "acme", *data)
+    assert run("project", "create", "acme", "research", *data).stdout.startswith("prj_")
+    assert "research" in run("project", "list", "acme", *data).stdout
+    options = ["--name", "ci", "--project", "research", "--scope", "admin", "--expires-in", "2h"]
+    made = run("key", "create", "acme", *options, *data).stdout.strip()
+    prefix = made.rpartition("_")[0]
+    new = run("key", "rotate", "acme", prefix, "--overlap", "0s", *data).stdout.strip()
+    assert new.startswith("am_")
+    revoked = run("key", "revoke", "acme", new.rpartition("_")[0], *data)
+    assert "was revoked at" in revoked.stdout
+    listed = run("key", "list", "acme", *data).stdout
+    assert [line.split()[2] for line in listed.splitlines()[1:]] == ["expired", "revoked"]
+    assert "admin" in listed
+    assert made not in listed
+    wrong = run("key", "create", "acme", "--expires-in", "soon", *data)
+    assert "'soon' is no duration" in wrong.stderr
+    acts = run("audit", "list", *data).stdout
+    assert [line.split()[3] for line in acts.splitlines()[1:]] == [
+        "key.revoke",
+        "key.rotate",
+        "key.create",
+        "project.create",
+        "tenant.create",
+    ]
+    assert made.rpartition("_")[2] not in acts
+    whole = run("audit", "verify", *data)
+    assert whole.returncode == 0
+    assert "5 entries, whole" in whole.stdout
+    other = run("audit", "verify", "--expect", "ab" * 32, *data)
+    assert other.returncode == 1
 
 
 def test_a_model_that_cannot_be_served_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentmem.api.keys import key_prefix, new_api_key
+from agentmem.administration.apikeys import key_prefix, new_api_key
 
 
 def test_new_keys() -> None:
