@@ -22,7 +22,7 @@ from agentmem.administration.services import Administration
 from agentmem.api.application import create_application
 from agentmem.api.auth import Authenticator
 from agentmem.api.sse import SEND_SECONDS_MAX
-from agentmem.catalog import Catalog, migrate
+from agentmem.catalog import Catalog, DatabaseOptions, migrate
 from agentmem.catalog.records import Worker
 from agentmem.config import Settings
 from agentmem.engine.base import Engine
@@ -81,7 +81,7 @@ def build_app(
         pages = pages or fake.pages
     secrets = load_secrets(settings.secrets_dir)
     metrics = Metrics()
-    catalog = Catalog(settings.catalog_url)
+    catalog = open_catalog(settings)
     pages = pages or _node_pages(settings)
     router = Router(
         catalog,
@@ -139,8 +139,16 @@ def run_gateway(settings: Settings) -> None:
 
 
 def open_catalog(settings: Settings) -> Catalog:
-    """The catalog, unchecked; close it with `aclose`."""
-    return Catalog(settings.catalog_url)
+    """The catalog, unchecked; close it with `aclose`. Raises ConfigurationInvalid for its URL."""
+    return Catalog(
+        settings.catalog_url,
+        DatabaseOptions(
+            settings.database_pool_size,
+            settings.database_statement_seconds_max,
+            settings.database_lock_seconds_max,
+            "agentmem gateway",
+        ),
+    )
 
 
 def migrate_catalog(settings: Settings) -> str:

@@ -26,7 +26,18 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(8700, ge=0, le=65535, description="Port that the gateway listens on.")
     database_url: str = Field(
-        "", description="Catalog URL; empty means SQLite in the data directory."
+        "",
+        description="Catalog: postgresql+psycopg://user:password@host/name, or"
+        " sqlite+aiosqlite:///path; empty: SQLite in the data directory.",
+    )
+    database_pool_size: int = Field(
+        10, ge=1, le=1_000, description="Most connections of one process to PostgreSQL."
+    )
+    database_statement_seconds_max: float = Field(
+        30.0, gt=0, description="Longest that a statement may run on PostgreSQL."
+    )
+    database_lock_seconds_max: float = Field(
+        5.0, gt=0, description="Longest that a statement may wait for a lock on PostgreSQL."
     )
     model: str = Field(
         "", description="Path of a Hugging Face model directory; empty: SmolLM2-135M."

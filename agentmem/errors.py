@@ -20,6 +20,7 @@ AgentmemError
 ├── WorkerUnavailable       no worker is ready
 │   └── EngineFailed        the worker died or answered with an error mid-turn
 ├── CatalogUnavailable      the database did not answer, or could not write
+│   └── CatalogConflict     it undid a transaction in favour of another one
 ├── NotDurable              pages were missing when the deadline came
 ├── NodeUnavailable         the node agent did not answer in time
 │   ├── NodeDenied          it does not trust this caller, or the caller does not trust it
@@ -230,7 +231,18 @@ class EngineFailed(WorkerUnavailable):
 
 
 class CatalogUnavailable(AgentmemError):
-    """The database did not answer, or could not write; nothing of the transaction was kept."""
+    """The database did not answer, or could not write; nothing of the transaction was kept.
+
+    `uncertain`: the connection broke while it was being committed, so that it may be kept.
+    """
+
+    def __init__(self, message: str, *, uncertain: bool = False) -> None:
+        super().__init__(message)
+        self.uncertain = uncertain
+
+
+class CatalogConflict(CatalogUnavailable):
+    """The database undid the transaction in favour of another one; it can be tried again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from agentmem.catalog.database import Catalog
+from agentmem.catalog import Catalog, DatabaseOptions
 from agentmem.catalog.records import Worker
 from agentmem.config import Settings
 from agentmem.core import Fingerprint, WorkerId
@@ -361,7 +361,10 @@ async def _run(settings: Settings) -> None:
     model = await asyncio.to_thread(
         resolve_model, settings, lambda text: logger.info("progress", detail=text)
     )
-    catalog = Catalog(settings.catalog_url)
+    # A heartbeat a second: it needs no more connections.
+    catalog = Catalog(
+        settings.catalog_url, DatabaseOptions(pool_size=2, application_name="agentmem worker")
+    )
     try:
         await catalog.check_schema()
         worker = WorkerProcess(settings, model, catalog)

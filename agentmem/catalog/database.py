@@ -8,45 +8,55 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog.audit import Audit
 from agentmem.catalog.contexts import Contexts
 from agentmem.catalog.counters import Counters
+from agentmem.catalog.engines import (
+    DatabaseOptions,
+    create_postgresql_engine,
+    create_sqlite_engine,
+    database_url,
+    shown,
+)
 from agentmem.catalog.items import Items
 from agentmem.catalog.keys import Keys
 from agentmem.catalog.lapsing import Lapsing
 from agentmem.catalog.leases import Leases
+from agentmem.catalog.migrating import READ, migrate, schema_state_of
 from agentmem.catalog.plans import Plans
 from agentmem.catalog.projects import Projects
 from agentmem.catalog.responses import Responses
 from agentmem.catalog.retries import Retries
 from agentmem.catalog.sessions import Sessions
 from agentmem.catalog.slots import Slots
-from agentmem.catalog.sqlite import SqliteConnection
 from agentmem.catalog.tenants import Tenants
 from agentmem.catalog.turns import Turns
 from agentmem.catalog.unclaims import Unclaims
 from agentmem.catalog.usage import UsageEvents
 from agentmem.catalog.workers import Workers
-from agentmem.errors import CatalogUnavailable, ConfigurationInvalid
+from agentmem.errors import CatalogConflict, CatalogUnavailable, ConfigurationInvalid
 
-MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_TIMEOUT_MS = 30_000
-_READ = {"agentmem_begin": "BEGIN"}
-_ADVISORY_LOCK = 0x61676D656D  # "agmem": one migration at a time on PostgreSQL
+__all__ = ["Catalog", "Transaction", "migrate"]
+
+T = TypeVar("T")
+
+# PostgreSQL ended a transaction in favour of another: serialization failure, deadlock.
+_UNDONE = frozenset({"40001", "40P01"})
+_FOREIGN_KEY_VIOLATION = "23503"
+_ATTEMPTS_MAX = 5
+_ATTEMPT_PAUSE_SECONDS = 0.02
+_SETTLE_ATTEMPTS = 10
+_SETTLE_PAUSE_SECONDS = 0.5
 
 
 class Transaction:
@@ -76,18 +86,27 @@ class Transaction:
 class Catalog:
     """Opens a database by its SQLAlchemy URL. Close it with `aclose`.
 
-    `one_writer`: what a transaction read, no other can change before it ends.
+    `one_writer`: what a transaction read, no other can change before it ends. Where it is False
+    (PostgreSQL, READ COMMITTED), the repositories lock the rows that they decide upon. Raises
+    ConfigurationInvalid for a URL that cannot be used.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, options: DatabaseOptions | None = None) -> None:
         self.url = url
-        self._engine = _create_engine(url, synchronous="FULL")
-        self._is_sqlite = self._engine.dialect.name == "sqlite"
-        # Lease writes need no fsync on SQLite: a power failure that loses one ends its owner too.
-        self._volatile = (
-            _create_engine(url, synchronous="NORMAL", pool_size=1)
+        address = database_url(url)
+        self._is_sqlite = address.drivername.startswith("sqlite")
+        if self._is_sqlite:
+            self._engine = create_sqlite_engine(address, synchronous="FULL")
+            # Lease writes need no fsync here: a power failure that loses one ends its owner too.
+            self._volatile = create_sqlite_engine(address, synchronous="NORMAL", pool_size=1)
+        else:
+            # The server may die without its gateways: all is written durably.
+            self._engine = create_postgresql_engine(address, options or DatabaseOptions())
+            self._volatile = self._engine
+        self._read = (
+            READ
             if self._is_sqlite
-            else self._engine
+            else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         )
         self.one_writer = self._is_sqlite
         # SQLite has one writer. Waiting in a queue of our own is fair and wakes up at once, where
@@ -96,56 +115,94 @@ class Catalog:
 
     @asynccontextmanager
     async def transaction(self, *, durable: bool = True) -> AsyncIterator[Transaction]:
-        """A writing transaction. With `durable=False` a power failure may undo it (SQLite)."""
+        """A writing transaction. With `durable=False` a power failure may undo it (SQLite).
+
+        Raises CatalogUnavailable; CatalogConflict when PostgreSQL undid it in favour of another,
+        see `attempt`.
+        """
         engine = self._engine if durable else self._volatile
         queue = self._writer if self._is_sqlite else contextlib.nullcontext()
-        async with queue, _translated(), engine.begin() as connection:
-            yield Transaction(connection)
+        committing = False
+        async with queue:
+            try:
+                async with engine.begin() as connection:
+                    yield Transaction(connection)
+                    committing = True
+            except (DBAPIError, PoolTimeoutError) as error:
+                raise _translated(error, committing=committing) from error
+
+    async def attempt(
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        *,
+        durable: bool = True,
+        kept: Callable[[Transaction], Awaitable[bool]] | None = None,
+    ) -> T:
+        """Runs `work` in a writing transaction; again where another one undid it, or where the
+        connection broke before it was done.
+
+        `kept` tells whether the transaction is in the catalog: it is asked when the connection
+        broke while it was being committed. Raises what `transaction` does.
+        """
+        for attempt in range(_ATTEMPTS_MAX):
+            try:
+                done = False
+                async with self.transaction(durable=durable) as tx:
+                    result = await work(tx)
+                    done = True
+                return result
+            except CatalogConflict:
+                if attempt == _ATTEMPTS_MAX - 1:
+                    raise
+                # Two that undid each other do not meet again.
+                pause = _ATTEMPT_PAUSE_SECONDS * 2**attempt
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            except CatalogUnavailable as error:
+                if done and error.uncertain and kept is not None and await self._settled(kept):
+                    return result
+                if done or attempt or not _was_cut(error):
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _settled(self, kept: Callable[[Transaction], Awaitable[bool]]) -> bool:
+        """Whether a transaction is there after all. Raises CatalogUnavailable: nobody knows."""
+        for attempt in range(_SETTLE_ATTEMPTS):
+            try:
+                async with self.reading() as tx:
+                    return await kept(tx)
+            except CatalogUnavailable:
+                if attempt == _SETTLE_ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(_SETTLE_PAUSE_SECONDS)
+        raise AssertionError("the last attempt returns or raises")
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Transaction]:
-        """A consistent view; on SQLite it neither waits for writers nor makes them wait."""
-        async with _translated(), self._engine.connect() as connection:
-            configured = await connection.execution_options(**_READ)
-            async with configured.begin():
-                yield Transaction(configured)
+        """A consistent view; it neither waits for writers nor makes them wait."""
+        try:
+            async with self._engine.connect() as connection:
+                configured = await connection.execution_options(**self._read)
+                async with configured.begin():
+                    yield Transaction(configured)
+        except (DBAPIError, PoolTimeoutError) as error:
+            raise _translated(error) from error
 
     async def check_schema(self) -> None:
         """Raises ConfigurationInvalid unless the schema is the one that this version knows."""
-        database = make_url(self.url).database
-        if self._is_sqlite and database and not await asyncio.to_thread(Path(database).is_file):
-            # Connecting would make an empty file, or leave a thread behind where it cannot.
+        state = await schema_state_of(self._engine, self.url)
+        if not state.is_current:
             raise ConfigurationInvalid(
-                f"The catalog {_shown(self.url)} does not exist.",
-                hint="Run `agentmem migrate`, or check the data directory.",
+                f"The catalog {shown(self.url)} {state}.",
+                hint="Run `agentmem migrate`, or start the version that wrote it.",
             )
-        head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
-        try:
-            async with self._engine.connect() as connection:
-                configured = await connection.execution_options(**_READ)
-                current = await configured.run_sync(_current_revision)
-        except DBAPIError as error:
-            raise ConfigurationInvalid(
-                f"The catalog {_shown(self.url)} cannot be opened: {error.orig}.",
-                hint="Check the URL, the folder and its permissions.",
-            ) from error
-        if current == head:
-            return
-        if current is None:
-            what = "has no schema yet"
-        elif current in _known_revisions():
-            what = f"has schema {current}, older than {head}"
-        else:
-            what = f"has schema {current}, which this version does not know (its own is {head})"
-        raise ConfigurationInvalid(
-            f"The catalog {_shown(self.url)} {what}.",
-            hint="Run `agentmem migrate`, or start the version that wrote it.",
-        )
 
     async def ping(self) -> None:
         """Raises when the database does not answer."""
-        async with _translated(), self._engine.connect() as connection:
-            await (await connection.execution_options(**_READ)).execute(text("SELECT 1"))
+        try:
+            async with self._engine.connect() as connection:
+                await (await connection.execution_options(**self._read)).execute(text("SELECT 1"))
+        except (DBAPIError, PoolTimeoutError) as error:
+            raise _translated(error) from error
 
     async def aclose(self) -> None:
         """Closes all connections."""
@@ -154,101 +211,24 @@ class Catalog:
             await self._volatile.dispose()
 
 
-@asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+def _was_cut(error: CatalogUnavailable) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and cause.connection_invalidated
+
+
+def _translated(error: DBAPIError | PoolTimeoutError, *, committing: bool = False) -> Exception:
     """A database that fails is an operating error, told apart from a wrong statement."""
-    try:
-        yield
-    except (IntegrityError, ProgrammingError, DataError):
-        raise
-    except (DBAPIError, PoolTimeoutError) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        raise CatalogUnavailable(f"The catalog is not available: {cause}.") from error
-
-
-async def migrate(url: str) -> str:
-    """Brings the schema to the newest revision; several processes may call it at once.
-
-    Returns the revision. On SQLite the database file's folder is made when missing.
-    """
-    database = make_url(url).database
-    if url.startswith("sqlite") and database:
-        await asyncio.to_thread(Path(database).parent.mkdir, parents=True, exist_ok=True)
-    engine = _create_engine(url, synchronous="FULL")
-    try:
-        async with engine.begin() as connection:
-            if engine.dialect.name == "postgresql":
-                await connection.execute(
-                    text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK}
-                )
-            else:
-                # The transaction, hence SQLite's lock, begins with its first statement.
-                await connection.execute(text("SELECT 1"))
-            return await connection.run_sync(_upgrade)
-    finally:
-        await engine.dispose()
-
-
-def alembic_config(connection: Connection) -> Config:
-    """Alembic's configuration without a file: the scripts lie inside the package."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["connection"] = connection
-    return config
-
-
-def _upgrade(connection: Connection) -> str:
-    command.upgrade(alembic_config(connection), "head")
-    revision = _current_revision(connection)
-    assert revision is not None, "a migration leaves a revision"
-    return revision
-
-
-def _current_revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def _known_revisions() -> set[str]:
-    return {script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
-
-
-def _shown(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)
-
-
-def _create_engine(url: str, *, synchronous: str, pool_size: int = 8) -> AsyncEngine:
-    sqlite = url.startswith("sqlite")
-    engine = create_async_engine(
-        url,
-        connect_args={"async_creator_fn": SqliteConnection.open} if sqlite else {},
-        pool_size=pool_size,
-        max_overflow=0,
-        # The connection used last has the pages of the last transaction in its cache.
-        pool_use_lifo=True,
-        pool_timeout=60,
-        # Errors are logged, and parameters are content.
-        hide_parameters=True,
-        # Every transaction here ends by itself; another rollback would only cost time.
-        pool_reset_on_return=None if sqlite else "rollback",
+    if isinstance(error, PoolTimeoutError):
+        return CatalogUnavailable("The catalog is not available: all its connections are in use.")
+    state = getattr(error.orig, "sqlstate", None)
+    if state in _UNDONE:
+        return CatalogConflict("The catalog gave another transaction precedence; try again.")
+    if state == _FOREIGN_KEY_VIOLATION:
+        # Only PostgreSQL gets here: where there is one writer, it was looked at before.
+        return CatalogConflict("What this builds on was changed meanwhile; try again.")
+    if isinstance(error, (IntegrityError, ProgrammingError, DataError)):
+        return error
+    reason = " ".join(str(error.orig).split())
+    return CatalogUnavailable(
+        f"The catalog is not available: {reason}.", uncertain=committing and state is None
     )
-    if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine, synchronous)
-    return engine
-
-
-def _prepare_sqlite(engine: AsyncEngine, synchronous: str) -> None:
-    @event.listens_for(engine.sync_engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        # We begin transactions ourselves: the driver would begin them late and deferred, and a
-        # deferred one that turns into a writer fails with "database is locked" without waiting.
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute(f"PRAGMA synchronous={synchronous}")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def _begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        connection.exec_driver_sql(options.get("agentmem_begin", "BEGIN IMMEDIATE"))

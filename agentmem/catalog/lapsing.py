@@ -96,6 +96,8 @@ class Lapsing:
                 .where(table.c.expires_at <= now_us)
                 .order_by(table.c.expires_at)
                 .limit(limit)
+                # What another gateway is about to delete is not waited for.
+                .with_for_update(of=table, skip_locked=True)
             )
         ).all()
         over = [row.id for row in rows if row.until is None or row.until <= now_us]
@@ -114,6 +116,7 @@ class Lapsing:
             .where(table.c.expires_at <= now_us)
             .order_by(table.c.expires_at)
             .limit(limit)
+            .with_for_update(skip_locked=True)
         )
         return await self._delete(table.c.id, [row.id for row in rows])
 

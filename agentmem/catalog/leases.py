@@ -42,16 +42,17 @@ class Leases:
             return None
         return Lease(tenant_id, session_id, owner, row.generation, expires_at)
 
-    async def find(self, tenant_id: TenantId, session_id: SessionId) -> Lease | None:
-        """The lease in force, if any."""
+    async def find(
+        self, tenant_id: TenantId, session_id: SessionId, *, lock: bool = False
+    ) -> Lease | None:
+        """The lease in force, if any. With `lock` none is taken before the transaction ends."""
         table = tables.leases
-        row = (
-            await self._connection.execute(
-                select(table).where(
-                    table.c.session_id == session_id, table.c.tenant_id == tenant_id
-                )
-            )
-        ).first()
+        query = select(table).where(
+            table.c.session_id == session_id, table.c.tenant_id == tenant_id
+        )
+        if lock:
+            query = query.with_for_update()
+        row = (await self._connection.execute(query)).first()
         if row is None or row.owner is None or row.expires_at <= now_us():
             return None
         return Lease(**row._mapping)

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
 from agentmem.catalog.records import Response
+from agentmem.catalog.upserts import upsert
 from agentmem.core import TenantId, TurnId
 from agentmem.errors import NotFound
 
@@ -24,27 +25,17 @@ class Responses:
 
     async def insert(self, response: Response) -> None:
         """Writes one response's row."""
-        await self._connection.execute(
-            _INSERT,
-            {
-                "id": response.id,
-                "tenant_id": response.tenant_id,
-                "surface": response.surface,
-                "status": response.status,
-                "stored": int(response.stored),
-                "session_id": response.session_id,
-                "turn_id": response.turn_id,
-                "previous_response_id": response.previous_response_id,
-                "conversation_id": response.conversation_id,
-                "request": dict(response.request),
-                "error": None if response.error is None else dict(response.error),
-                "deltas": response.deltas,
-                "created_at": response.created_at,
-                "completed_at": response.completed_at,
-                "expires_at": response.expires_at,
-                "project_id": response.project_id,
-            },
+        await self._connection.execute(_INSERT, _values(response))
+
+    async def insert_first(self, response: Response) -> bool:
+        """As `insert`; False where another was quicker to write a row with this id."""
+        table = tables.responses
+        statement = (
+            upsert(self._connection, table)
+            .on_conflict_do_nothing(index_elements=["id"])
+            .returning(table.c.id)
         )
+        return (await self._connection.execute(statement, _values(response))).first() is not None
 
     async def get(self, tenant_id: TenantId, response_id: str) -> Response:
         """A stored response. Raises NotFound for unknown ids and those of other tenants alike."""
@@ -71,12 +62,6 @@ class Responses:
             )
         ).first()
         return None if row is None else _response(row)
-
-    async def exists(self, tenant_id: TenantId, response_id: str) -> bool:
-        """Whether there is a row with this id, stored or not."""
-        table = tables.responses
-        query = select(table.c.id).where(table.c.id == response_id, table.c.tenant_id == tenant_id)
-        return (await self._connection.execute(query)).first() is not None
 
     async def lineage(self, tenant_id: TenantId, response_id: str) -> list[Response]:
         """A stored response with those that it goes back to, oldest first; as far as they are
@@ -120,6 +105,27 @@ class Responses:
         )
         if result.rowcount == 0:
             raise NotFound("response", response_id)
+
+
+def _values(response: Response) -> dict[str, Any]:
+    return {
+        "id": response.id,
+        "tenant_id": response.tenant_id,
+        "surface": response.surface,
+        "status": response.status,
+        "stored": int(response.stored),
+        "session_id": response.session_id,
+        "turn_id": response.turn_id,
+        "previous_response_id": response.previous_response_id,
+        "conversation_id": response.conversation_id,
+        "request": dict(response.request),
+        "error": None if response.error is None else dict(response.error),
+        "deltas": response.deltas,
+        "created_at": response.created_at,
+        "completed_at": response.completed_at,
+        "expires_at": response.expires_at,
+        "project_id": response.project_id,
+    }
 
 
 def _response(row: Row[Any]) -> Response:

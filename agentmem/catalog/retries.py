@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
 from agentmem.catalog.ids import now_us
+from agentmem.catalog.locks import lock_name
 from agentmem.catalog.records import RetryRecord
 from agentmem.core import TenantId
 
@@ -42,6 +43,10 @@ class Retries:
             .limit(_CANDIDATES_MAX)
         )
         return [RetryRecord(**row._mapping) for row in rows]
+
+    async def lock(self, tenant_id: TenantId, api_key_id: str, request_key: str) -> None:
+        """Has others that answer the same request wait until the transaction ends."""
+        await lock_name(self._connection, f"retry {tenant_id} {api_key_id} {request_key}")
 
     async def take(self, record: RetryRecord, attempt: int) -> bool:
         """Notes that attempt number `attempt` got this answer; False: another one was quicker."""

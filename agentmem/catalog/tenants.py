@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import insert, null, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
@@ -33,11 +34,15 @@ class Tenants:
         if await self.find(name) is not None:
             raise InvalidRequest(f"A tenant named {name!r} exists.", param="name")
         tenant = Tenant(id=TenantId(new_id("ten")), name=name, created_at=now_us())
-        await self._connection.execute(
-            insert(tables.tenants).values(
-                id=tenant.id, name=tenant.name, created_at=tenant.created_at
+        try:
+            await self._connection.execute(
+                insert(tables.tenants).values(
+                    id=tenant.id, name=tenant.name, created_at=tenant.created_at
+                )
             )
-        )
+        except IntegrityError as error:
+            # Another transaction took it since.
+            raise InvalidRequest(f"A tenant named {name!r} exists.", param="name") from error
         await Projects(self._connection).create(tenant.id, DEFAULT_NAME)
         return tenant
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import CTE, ColumnElement, Row, bindparam, delete, func, insert, select, update
@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
 from agentmem.catalog.blobs import pack_floats, pack_tokens, unpack_floats, unpack_tokens
+from agentmem.catalog.locks import lock_name
 from agentmem.catalog.records import Turn
 from agentmem.core import SessionId, TenantId, TurnId
 from agentmem.errors import NotFound
@@ -100,7 +101,8 @@ class Turns:
         is gone is let pass."""
         table = tables.turns
         found = (table.c.id == turn_id, table.c.tenant_id == tenant_id)
-        row = (await self._connection.execute(select(table.c.usage).where(*found))).first()
+        query = select(table.c.usage).where(*found).with_for_update(key_share=True)
+        row = (await self._connection.execute(query)).first()
         if row is not None:
             usage = {**row.usage, "pages": {"expected": expected, "received": received}}
             await self._connection.execute(update(table).where(*found).values(usage=usage))
@@ -109,6 +111,16 @@ class Turns:
         """Whether a turn is there."""
         table = tables.turns
         query = select(table.c.id).where(table.c.id == turn_id, table.c.tenant_id == tenant_id)
+        return (await self._connection.execute(query)).first() is not None
+
+    async def pin(self, tenant_id: TenantId, turn_id: TurnId) -> bool:
+        """Whether a turn is there; if so, nobody deletes it before the transaction ends."""
+        table = tables.turns
+        query = (
+            select(table.c.id)
+            .where(table.c.id == turn_id, table.c.tenant_id == tenant_id)
+            .with_for_update(read=True, key_share=True)
+        )
         return (await self._connection.execute(query)).first() is not None
 
     async def longest_known(self, tenant_id: TenantId, hashes: Sequence[bytes]) -> int | None:
@@ -185,6 +197,43 @@ class Turns:
 
         Called after the row of the session that had this head is gone; returns how many.
         """
+        await self._prune_alone(tenant_id)
+        gone = await self._unreachable(tenant_id, head)
+        if not self._one_writer:
+            # Whoever builds on one of these has pinned it, or finds it gone.
+            await self._lock(tenant_id, gone)
+            locked = set(gone)
+            gone = [one for one in await self._unreachable(tenant_id, head) if one in locked]
+        # Children first, so that no statement leaves a turn without its parent.
+        for ids in _batches(gone):
+            await self._connection.execute(
+                delete(tables.turns).where(
+                    tables.turns.c.id.in_(ids), tables.turns.c.tenant_id == tenant_id
+                )
+            )
+        return len(gone)
+
+    @property
+    def _one_writer(self) -> bool:
+        return self._connection.dialect.name == "sqlite"
+
+    async def _prune_alone(self, tenant_id: TenantId) -> None:
+        """One deletion of a tenant's at a time: of two logs with a common beginning, each would
+        leave it to the other."""
+        await lock_name(self._connection, f"prune {tenant_id}")
+
+    async def _lock(self, tenant_id: TenantId, turn_ids: Sequence[str]) -> None:
+        table = tables.turns
+        for ids in _batches(sorted(turn_ids)):  # in one order, so that two never wait crosswise
+            await self._connection.execute(
+                select(table.c.id)
+                .where(table.c.id.in_(ids), table.c.tenant_id == tenant_id)
+                .order_by(table.c.id)
+                .with_for_update()
+            )
+
+    async def _unreachable(self, tenant_id: TenantId, head: TurnId) -> list[str]:
+        """The turns from `head` back to where another session's chain goes through."""
         chain = _chain(tenant_id, head)
         child, session = tables.turns.alias("child"), tables.sessions
         children = (
@@ -210,19 +259,13 @@ class Turns:
             if row.heads or row.children > (1 if unreachable else 0):
                 break
             unreachable.append(row.id)
-        # Children first, so that no statement leaves a turn without its parent.
-        for start in range(0, len(unreachable), _IDS_PER_STATEMENT):
-            ids = unreachable[start : start + _IDS_PER_STATEMENT]
-            await self._connection.execute(
-                delete(tables.turns).where(
-                    tables.turns.c.id.in_(ids), tables.turns.c.tenant_id == tenant_id
-                )
-            )
-        return len(unreachable)
+        return unreachable
 
     async def prune_leaf(self, tenant_id: TenantId, turn_id: TurnId) -> None:
         """Deletes one turn unless another turn or a session builds on it."""
         table = tables.turns
+        await self._prune_alone(tenant_id)
+        await self._lock(tenant_id, [turn_id])
         await self._connection.execute(
             delete(table).where(
                 table.c.id == turn_id, table.c.tenant_id == tenant_id, *_unreached()
@@ -235,14 +278,13 @@ class Turns:
         Returns how many turns.
         """
         table, deleted = tables.turns, 0
+        mine = (table.c.tenant_id == tenant_id, table.c.session_id == session_id)
+        await self._prune_alone(tenant_id)
         while True:
-            result = await self._connection.execute(
-                delete(table).where(
-                    table.c.tenant_id == tenant_id,
-                    table.c.session_id == session_id,
-                    *_unreached(),
-                )
-            )
+            if not self._one_writer:
+                query = select(table.c.id).where(*mine, *_unreached()).order_by(table.c.id)
+                await self._connection.execute(query.with_for_update(of=table))
+            result = await self._connection.execute(delete(table).where(*mine, *_unreached()))
             if result.rowcount == 0:
                 return deleted
             deleted += result.rowcount
@@ -255,6 +297,11 @@ class Turns:
             .where(tables.turns.c.tenant_id == tenant_id)
         )
         return int((await self._connection.execute(query)).scalar_one())
+
+
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), _IDS_PER_STATEMENT):
+        yield ids[start : start + _IDS_PER_STATEMENT]
 
 
 def _unreached() -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentmem.catalog.database import Catalog
+from agentmem.catalog import Catalog
 from agentmem.catalog.records import Turn, Worker
 from agentmem.config import Settings
 from agentmem.core import PageKey, TenantId, durable_pages

@@ -82,8 +82,7 @@ class Bases:
         if isinstance(target, FromContext):
             return await self._from_context(tenant_id, target, request)
         async with self._context.catalog.transaction(durable=False) as tx:
-            session = await tx.sessions.get(tenant_id, checked_id(target.session_id))
-            lease = await self._leases.take(tx, session)
+            session, lease = await self._leases.take(tx, tenant_id, checked_id(target.session_id))
         self._leases.hold(lease)
         try:
             return await self.in_session(session, lease, target, request)

@@ -24,7 +24,8 @@ from agentmem.sessions.messages import extend_hash
 from agentmem.sessions.preparation import PreparedTurn
 from agentmem.sessions.replay import pack_deltas
 from agentmem.sessions.reply import Reply
-from agentmem.sessions.retries import retry_record
+from agentmem.sessions.requests import RetryKey
+from agentmem.sessions.retries import request_key, retry_record
 from agentmem.sessions.savings import PrefillSpeed
 from agentmem.sessions.usage import LoadWatch, Usage, recomputed_tokens, written_tokens
 
@@ -80,18 +81,24 @@ class TurnCommitter:
             self._count(turn, session.model, usage)
             return turn
         orphans = self._orphans(prepared, set(keys))
-        async with context.catalog.transaction() as tx:
-            done = await self._write(tx, prepared, reply, turn, usage)
+
+        async def write(tx: Transaction) -> _Outcome:
+            outcome = await self._write(tx, prepared, reply, turn, usage)
             if orphans:
                 await tx.unclaims.add(session.tenant_id, session.id, orphans)
+            return outcome
+
+        async def is_there(tx: Transaction) -> bool:
+            return await tx.turns.exists(session.tenant_id, turn.id)
+
+        done = await context.catalog.attempt(write, kept=is_there)
         if prepared.base.lease is not None:
             self._leases.released(prepared.base.lease)
-        turn = done.turn
-        context.logs.put(extended_log(prepared.chat, prepared.log, turn, prepared.prompt))
-        self._bases.note(session.tenant_id, turn, done.session)
+        context.logs.put(extended_log(prepared.chat, prepared.log, done.turn, prepared.prompt))
+        self._bases.note(session.tenant_id, done.turn, done.session)
         await self._watch(prepared, done, keys[: durable_pages(len(ids), worker.page_tokens)])
-        self._count(turn, session.model, usage)
-        return turn
+        self._count(done.turn, session.model, usage)
+        return done.turn
 
     async def _write(
         self,
@@ -101,6 +108,8 @@ class TurnCommitter:
         turn: Turn,
         usage: Usage,
     ) -> _Outcome:
+        if prepared.retry is not None:
+            await _check_first(tx, prepared, prepared.retry[1])
         session, made = await self._session(tx, prepared)
         turn = replace(turn, session_id=session.id)
         await tx.turns.insert(turn)
@@ -139,11 +148,12 @@ class TurnCommitter:
                 raise LeaseLost("Another gateway took the session over; this turn was not kept.")
             return session, True
         parent = prepared.log.turn_id
-        if parent is not None and not await tx.turns.exists(session.tenant_id, parent):
+        # The lease's row before the turn's, as everywhere.
+        held = await tx.leases.find(session.tenant_id, session.id, lock=True) if base.made else None
+        if parent is not None and not await tx.turns.pin(session.tenant_id, parent):
             raise LeaseLost("The conversation was deleted meanwhile; this turn was not kept.")
         if not base.made:
             return session, False
-        held = await tx.leases.find(session.tenant_id, session.id)
         current = await tx.sessions.with_head(session.tenant_id, parent or "")
         if held is None and current is not None and current.id == session.id:
             return session, True
@@ -231,6 +241,17 @@ class TurnCommitter:
             metrics.tokens.labels(model, f"cached_{tier}").inc(tokens)
         if turn.rebased:
             metrics.rebases.labels(model).inc()
+
+
+async def _check_first(tx: Transaction, prepared: PreparedTurn, key: RetryKey) -> None:
+    """Raises LeaseLost when another gateway answered a request with this Idempotency-Key: it was
+    sent to both before either had an answer."""
+    if key.idempotency_key is None:
+        return
+    name = (prepared.caller.tenant_id, prepared.caller.api_key_id, request_key(key))
+    await tx.retries.lock(*name)
+    if await tx.retries.find(*name):
+        raise LeaseLost("This request was answered elsewhere meanwhile; send it again for that.")
 
 
 async def _write_response(

@@ -182,7 +182,7 @@ class ConversationsService:
 
     async def _free(self, tx: Transaction, tenant_id: TenantId, conversation_id: str) -> Session:
         session = await conversation_session(tx, tenant_id, conversation_id)
-        await check_free(tx, session)
+        await check_free(tx, session, lock=True)
         return session
 
     async def _checked(

@@ -74,6 +74,9 @@ class Creation:
         plan = (await self._context.plans.of(tenant_id)).definition
         session = _under_plan(session, plan)
         async with self._context.catalog.transaction() as tx:
+            head = session.head_turn_id
+            if head is not None and not await tx.turns.pin(tenant_id, head):
+                raise NotFound("context", context_id or "")  # deleted meanwhile
             await tx.sessions.create(session)
         await self._claim(session)
         return view_of(session, running=False)
@@ -103,6 +106,8 @@ class Creation:
             head = None
             if parent.head_turn_id is not None and (number or parent.context_id is not None):
                 head = await tx.turns.numbered(tenant_id, parent.head_turn_id, number)
+                if head is None or not await tx.turns.pin(tenant_id, head.id):
+                    raise NotFound("session", session_id)  # deleted meanwhile
             session = _under_plan(_forked(parent, head, number, metadata), plan)
             session = replace(session, project_id=project_id)
             await tx.sessions.create(session)

@@ -59,8 +59,9 @@ class Deletion:
     ) -> tuple[str | None, list[PageKey]]:
         keys = await self.page_keys(session)
         await self._tracker.forget(session.id)
-        async with self._context.catalog.transaction() as tx:
-            unclaim_id = await self._delete_rows(tx, session, keys)
+        unclaim_id = await self._context.catalog.attempt(
+            lambda tx: self._delete_rows(tx, session, keys)
+        )
         self._leases.released(lease)
         return unclaim_id, keys
 
@@ -74,25 +75,28 @@ class Deletion:
         async with self._context.catalog.reading() as tx:
             session = await tx.sessions.with_head(tenant_id, turn_id)
         if session is None or session.origin != "request":
-            async with self._context.catalog.transaction() as tx:
-                await tx.turns.prune_leaf(tenant_id, TurnId(turn_id))
+            await self._context.catalog.attempt(
+                lambda tx: tx.turns.prune_leaf(tenant_id, TurnId(turn_id))
+            )
             return Freed(0, 0)
-        async with self._leases.holding(tenant_id, session.id) as (session, lease):
+        async with self._leases.holding(tenant_id, session.id) as (session, _lease):
             if session.head_turn_id != turn_id:
                 return Freed(0, 0)
             keys = await self.page_keys(session)
             await self._tracker.forget(session.id)
-            async with self._context.catalog.transaction() as tx:
+
+            async def shorten(tx: Transaction) -> tuple[str | None, list[PageKey]]:
                 end = await _readable_end(tx, session)
                 if end is None:
-                    unclaim_id = await self._delete_rows(tx, session, keys)
-                    self._leases.released(lease)
-                else:
-                    keys = keys[end.log_tokens // (session.page_tokens or 1) :]
-                    await tx.sessions.retract(session, end)
-                    await tx.turns.prune(tenant_id, TurnId(turn_id))
-                    unclaim_id = await _unclaim(tx, session, keys)
-        return await self._let_go(session, unclaim_id, keys)
+                    return await self._delete_rows(tx, session, keys), keys
+                gone = keys[end.log_tokens // (session.page_tokens or 1) :]
+                await tx.sessions.retract(session, end)
+                await tx.turns.prune(tenant_id, TurnId(turn_id))
+                return await _unclaim(tx, session, gone), gone
+
+            unclaim_id, gone = await self._context.catalog.attempt(shorten)
+            # Where nothing was left of the session, the lease went with it: that is let pass.
+        return await self._let_go(session, unclaim_id, gone)
 
     async def page_keys(self, session: Session) -> list[PageKey]:
         """Keys of all full pages of a log, those that may have no KV included."""

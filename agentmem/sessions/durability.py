@@ -212,7 +212,8 @@ class DurabilityTracker:
     async def _record(self, advanced: Sequence[tuple[Watched, int]]) -> bool:
         try:
             async with self._catalog.transaction(durable=False) as tx:
-                for item, pages in advanced:
+                # In one order, so that two gateways never wait for each other crosswise.
+                for item, pages in sorted(advanced, key=lambda one: one[0].session_id):
                     await tx.sessions.set_durable(
                         item.tenant_id,
                         item.session_id,

@@ -27,12 +27,14 @@ class LeaseKeeper:
         self._seconds = seconds
         self._held: set[SessionId] = set()
 
-    async def take(self, tx: Transaction, session: Session) -> Lease:
-        """The session's lease, or SessionBusy. A dead owner's lease is free at once.
+    async def take(
+        self, tx: Transaction, tenant_id: TenantId, session_id: str
+    ) -> tuple[Session, Lease]:
+        """A session as it is under its lease. A dead owner's lease is free at once.
 
-        Call `hold` when the transaction has committed. Raises SessionBusy, too, when the session
-        changed since it was read: between the two another gateway may have finished a turn.
+        Call `hold` when the transaction has committed. Raises NotFound or SessionBusy.
         """
+        session = await tx.sessions.get(tenant_id, session_id)
         lease = await self._acquire(tx, session)
         if lease is None:
             other = await tx.leases.find(session.tenant_id, session.id)
@@ -40,14 +42,12 @@ class LeaseKeeper:
                 await tx.leases.release(other)
                 _log.warning("freed a dead owner's lease", session_id=session.id)
                 lease = await self._acquire(tx, session)
-        if lease is None or await self._changed(tx, session):
+        if lease is None:
             raise busy(session, retry_after_seconds=RETRY_AFTER_SECONDS)
-        return lease
-
-    async def _changed(self, tx: Transaction, session: Session) -> bool:
-        if self._catalog.one_writer:
-            return False
-        return await tx.sessions.get(session.tenant_id, session.id) != session
+        if not self._catalog.one_writer:
+            # Until the lease was ours, another gateway may have finished a turn.
+            session = await tx.sessions.get(tenant_id, session_id)
+        return session, lease
 
     async def _acquire(self, tx: Transaction, session: Session) -> Lease | None:
         return await tx.leases.acquire(
@@ -60,8 +60,7 @@ class LeaseKeeper:
     ) -> AsyncIterator[tuple[Session, Lease]]:
         """Holds a session's lease for the block. Raises NotFound or SessionBusy."""
         async with self._catalog.transaction(durable=False) as tx:
-            session = await tx.sessions.get(tenant_id, session_id)
-            lease = await self.take(tx, session)
+            session, lease = await self.take(tx, tenant_id, session_id)
         self.hold(lease)
         try:
             yield session, lease

@@ -199,9 +199,12 @@ async def conversation_session(
     return session
 
 
-async def check_free(tx: Transaction, session: Session) -> None:
-    """Raises SessionBusy while a response of the conversation runs."""
-    if await tx.leases.find(session.tenant_id, session.id) is not None:
+async def check_free(tx: Transaction, session: Session, *, lock: bool = False) -> None:
+    """Raises SessionBusy while a response of the conversation runs.
+
+    With `lock`, in a writing transaction, none begins before that ends.
+    """
+    if await tx.leases.find(session.tenant_id, session.id, lock=lock) is not None:
         raise busy(session, retry_after_seconds=BUSY_SECONDS)
 
 

@@ -332,8 +332,7 @@ class ResponsesService:
             for item in plan.input_items
         ]
         async with self._service.catalog.transaction() as tx:
-            if not await tx.responses.exists(begun.tenant_id, plan.id):
-                await tx.responses.insert(row)
+            if await tx.responses.insert_first(row):
                 await tx.items.append(items)
 
 

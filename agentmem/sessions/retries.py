@@ -60,7 +60,7 @@ class Retries:
 
     def open(self, caller: Caller, key: RetryKey) -> Attempt:
         """Notes a request the moment that it is there: its repeat may overtake it."""
-        name = (caller.tenant_id, caller.api_key_id, _request_key(key))
+        name = (caller.tenant_id, caller.api_key_id, request_key(key))
         attempt = Attempt(name, key.body_hash, key.attempt)
         self._attempts.setdefault(name, []).append(attempt)
         return attempt
@@ -140,7 +140,7 @@ def retry_record(
         id=new_id("rty"),
         tenant_id=caller.tenant_id,
         api_key_id=caller.api_key_id,
-        request_key=_request_key(key),
+        request_key=request_key(key),
         body_hash=key.body_hash,
         attempt=attempt.number,
         turn_id=turn.id,
@@ -150,7 +150,8 @@ def retry_record(
     )
 
 
-def _request_key(key: RetryKey) -> str:
+def request_key(key: RetryKey) -> str:
+    """What a request is found by among others of its API key: hex SHA-256."""
     named = f"key {key.idempotency_key}" if key.idempotency_key else f"body {key.body_hash}"
     described = f"{key.scope}\n{named}\n{key.choice}"
     return hashlib.sha256(described.encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import structlog
 
 from agentmem.config import Settings
 from agentmem.testing.gateway import Client, RunningGateway, running_gateway
+from agentmem.testing.postgres import PostgresServer
+from tests.conftest import DATABASES
 
 PAGE_TOKENS = 16
 
@@ -23,9 +25,52 @@ structlog.configure(
 )
 
 
-def gateway_settings(folder: Path) -> Settings:
+# Modules whose tests depend on what SQL does: they run on both databases.
+ON_BOTH = (
+    "bad_input",
+    "bad_input_openai",
+    "chat_completions",
+    "chat_stored",
+    "contexts_api",
+    "context_shared",
+    "conversations",
+    "faults",
+    "isolation",
+    "keeping",
+    "lapse",
+    "node_state",
+    "responses",
+    "responses_compact",
+    "responses_streams",
+    "safety",
+    "turn_options",
+    "turns",
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database" not in metafunc.fixturenames:
+        return
+    both = metafunc.module.__name__.rpartition(".test_")[2] in ON_BOTH
+    metafunc.parametrize("database", DATABASES if both else DATABASES[:1], indirect=True)
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of the gateway's catalog; empty: SQLite in its data directory."""
+    if request.param == "sqlite":
+        yield ""
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    url = server.database()
+    yield url
+    server.drop(url)
+
+
+def gateway_settings(folder: Path, database: str = "") -> Settings:
     return Settings(
         data_dir=folder / "data",
+        database_url=database,
         engine="fake",
         page_tokens=PAGE_TOKENS,
         context_tokens=2_048,
@@ -39,8 +84,8 @@ def gateway_settings(folder: Path) -> Settings:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return gateway_settings(tmp_path)
+def settings(tmp_path: Path, database: str) -> Settings:
+    return gateway_settings(tmp_path, database)
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from agentmem.errors import NotFound
 from agentmem.testing.gateway import Client, RunningGateway
 from tests.integration.gateway.conftest import check_error, until, until_async
 from tests.integration.gateway.responding import (
@@ -162,7 +165,8 @@ async def test_a_running_response_is_deleted(client: Client, gateway: RunningGat
     assert last["type"] == "response.failed"
     check_error(await client.http.get(f"{RESPONSES}/{response_id}"), 404)
     async with gateway.catalog.reading() as tx:
-        assert not await tx.responses.exists(client.tenant_id, response_id)
+        with pytest.raises(NotFound):
+            await tx.responses.get(client.tenant_id, response_id)
 
 
 async def test_a_failure_mid_stream_is_an_event_and_stays(

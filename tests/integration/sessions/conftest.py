@@ -92,8 +92,8 @@ async def make_caller(catalog: Catalog, name: str) -> Caller:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'catalog.db'}"
+async def world(empty_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    url = empty_url
     await migrate(url)
     catalog = Catalog(url)
     worker = FakeWorker(

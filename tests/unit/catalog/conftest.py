@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.config import Config
 
 from agentmem.catalog import Catalog, migrate
 from agentmem.catalog.ids import new_id, now_us
+from agentmem.catalog.migrating import alembic_config
 from agentmem.catalog.records import Session, Turn, Worker
 from agentmem.core import Fingerprint, SessionId, TenantId, TurnId, WorkerId
+from agentmem.testing.postgres import PostgresServer
+from tests.conftest import DATABASES
+
+on_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite+aiosqlite:///{tmp_path / 'catalog.db'}"
+@pytest.fixture(params=DATABASES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A catalog's URL: on SQLite there is no file yet, on PostgreSQL the schema is there."""
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path / 'catalog.db'}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    made = server.database()
+    yield made
+    server.drop(made)
 
 
 @pytest.fixture
 async def catalog(url: str) -> AsyncIterator[Catalog]:
-    await migrate(url)
+    if url.startswith("sqlite"):
+        await migrate(url)
     made = Catalog(url)
     yield made
     await made.aclose()
+
+
+async def alembic(catalog: Catalog, command: Callable[[Config, str], Any], revision: str) -> None:
+    """Runs a command of alembic's on a catalog."""
+    async with catalog._engine.connect() as connection:
+        await connection.run_sync(lambda c: command(alembic_config(c), revision))
+        await connection.commit()
 
 
 @pytest.fixture

@@ -1,73 +1,23 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
-from agentmem.catalog import Catalog, migrate
-from agentmem.catalog.database import alembic_config
-from agentmem.catalog.tables import metadata
+from agentmem.catalog import Catalog
+from agentmem.catalog.engines import shown
 from agentmem.core import TenantId
 from agentmem.errors import CatalogUnavailable, ConfigurationInvalid
-
-
-class TestMigrate:
-    async def test_leaves_no_drift_against_the_tables(self, catalog: Catalog) -> None:
-        def drift(connection: Connection) -> object:
-            return compare_metadata(MigrationContext.configure(connection), metadata)
-
-        async with catalog._engine.connect() as connection:
-            assert await connection.run_sync(drift) == []
-
-    async def test_down_and_up_again(self, catalog: Catalog) -> None:
-        def tables(connection: Connection) -> set[str]:
-            names = text("SELECT name FROM sqlite_master WHERE type = 'table'")
-            return set(connection.execute(names).scalars())
-
-        async with catalog._engine.begin() as connection:
-            before = await connection.run_sync(tables)
-            await connection.run_sync(lambda c: command.downgrade(alembic_config(c), "base"))
-            assert await connection.run_sync(tables) == {"alembic_version"}
-            await connection.run_sync(lambda c: command.upgrade(alembic_config(c), "head"))
-            assert await connection.run_sync(tables) == before
-        await catalog.check_schema()
-
-    async def test_several_at_once_and_again(self, url: str) -> None:
-        revisions = await asyncio.gather(*(migrate(url) for _ in range(4)))
-        assert len(set(revisions)) == 1
-        assert await migrate(url) == revisions[0]
-
-    async def test_a_migration_that_fails_leaves_nothing(
-        self, url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from alembic.operations import Operations
-
-        real = Operations.create_index
-
-        def fail_late(self: Operations, name: str, table: str, *args: object, **kw: object) -> None:
-            if table == "sessions":
-                raise RuntimeError("planted")
-            real(self, name, table, *args, **kw)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(Operations, "create_index", fail_late)
-        with pytest.raises(RuntimeError, match="planted"):
-            await migrate(url)
-        monkeypatch.undo()
-        connection = sqlite3.connect(url.removeprefix("sqlite+aiosqlite:///"))
-        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
-        connection.close()
-        await migrate(url)
+from tests.unit.catalog.conftest import alembic, on_sqlite
 
 
 class TestCheckSchema:
+    @on_sqlite
     async def test_no_file(self, url: str) -> None:
         catalog = Catalog(url)
         with pytest.raises(ConfigurationInvalid, match="does not exist") as caught:
@@ -77,8 +27,7 @@ class TestCheckSchema:
         await catalog.aclose()
 
     async def test_no_schema(self, catalog: Catalog) -> None:
-        async with catalog._engine.begin() as connection:
-            await connection.run_sync(lambda c: command.downgrade(alembic_config(c), "base"))
+        await alembic(catalog, command.downgrade, "base")
         with pytest.raises(ConfigurationInvalid, match="no schema yet") as caught:
             await catalog.check_schema()
         assert "agentmem migrate" in str(caught.value.hint)
@@ -89,6 +38,7 @@ class TestCheckSchema:
         with pytest.raises(ConfigurationInvalid, match="9999, which this version does not know"):
             await catalog.check_schema()
 
+    @on_sqlite
     async def test_a_file_that_is_no_database(self, url: str) -> None:
         Path(url.removeprefix("sqlite+aiosqlite:///")).write_bytes(b"no database at all" * 100)
         catalog = Catalog(url)
@@ -97,9 +47,7 @@ class TestCheckSchema:
         await catalog.aclose()
 
     def test_passwords_are_not_shown(self) -> None:
-        from agentmem.catalog.database import _shown
-
-        assert "secret" not in _shown("postgresql+asyncpg://u:secret@h/db")
+        assert "secret" not in shown("postgresql+psycopg://u:secret@h/db")
 
 
 class TestTransaction:
@@ -114,6 +62,7 @@ class TestTransaction:
         async with catalog.reading() as tx:
             assert await tx.tenants.find("gone") is None
 
+    @on_sqlite
     async def test_pragmas(self, catalog: Catalog) -> None:
         async with catalog._engine.connect() as connection:
             for pragma, value in (
@@ -138,6 +87,7 @@ class TestTransaction:
         async with catalog.reading() as tx:
             assert len(await tx.keys.list(tenant)) == 50
 
+    @on_sqlite
     async def test_other_processes_are_waited_for(self, catalog: Catalog, url: str) -> None:
         path = url.removeprefix("sqlite+aiosqlite:///")
         program = (
@@ -160,6 +110,7 @@ class TestTransaction:
             async with asyncio.timeout(5), catalog.reading() as other:
                 assert await other.tenants.find("unseen") is None
 
+    @on_sqlite
     async def test_a_full_disk_is_unavailability_and_keeps_nothing(
         self, catalog: Catalog, tmp_path: Path
     ) -> None:

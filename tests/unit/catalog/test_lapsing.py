@@ -12,7 +12,7 @@ from agentmem.catalog.ids import new_id, now_us
 from agentmem.catalog.records import Item, Response, RetryRecord, Session, Turn
 from agentmem.core import TenantId
 from agentmem.errors import NotFound
-from tests.unit.catalog.conftest import make_session, make_turn, make_worker
+from tests.unit.catalog.conftest import make_session, make_turn, make_worker, on_sqlite
 
 
 async def add_session(
@@ -135,6 +135,7 @@ async def test_retries(catalog: Catalog, tenant: TenantId) -> None:
         assert await tx.retries.find(tenant, "key", records[2].request_key) == [records[2]]
 
 
+@on_sqlite
 async def test_every_query_walks_an_index(catalog: Catalog, tenant: TenantId) -> None:
     """No query reads a whole table, however many rows are not due."""
     queries = {

@@ -10,6 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from agentmem.catalog.migrations import online
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -55,20 +57,20 @@ def upgrade() -> None:
             op.add_column(table, column)
     # Sessions from before: their term begins at their last change.
     op.execute("UPDATE sessions SET expires_at = updated_at + log_retention_seconds * 1000000")
-    for name, table, names in _NEW_INDEXES:
-        op.create_index(name, table, names, unique=False)
     _create_responses()
     _create_items()
     _create_usage_events()
     _create_retries()
     _create_contexts()
+    for name, table, names in _NEW_INDEXES:
+        online.create_index(name, table, names)
 
 
 def downgrade() -> None:
+    for name, table, _ in _NEW_INDEXES:
+        online.drop_index(name, table)
     for table in _NEW_TABLES:
         op.drop_table(table)
-    for name, table, _ in _NEW_INDEXES:
-        op.drop_index(name, table_name=table)
     for table, columns in _new_columns().items():
         for column in columns:
             op.drop_column(table, column.name)

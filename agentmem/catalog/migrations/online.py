@@ -1,0 +1,33 @@
+"""What a migration does to a PostgreSQL that is in use: nothing that others would wait for.
+
+Rules for every revision, which a test holds the scripts to: an index on a table that is there
+already is made and dropped here; a new column is nullable or has a constant default; no column
+changes its type, no rows are rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alembic import op
+from sqlalchemy import text
+
+
+def create_index(name: str, table: str, columns: Sequence[str], *, unique: bool = False) -> None:
+    """Builds an index while the table is written to. What was done before is committed."""
+    if op.get_bind().dialect.name == "sqlite":
+        op.create_index(name, table, list(columns), unique=unique)
+        return
+    with op.get_context().autocommit_block():
+        # One that was not finished is left behind as invalid: it is made anew.
+        op.execute(text(f'DROP INDEX CONCURRENTLY IF EXISTS "{name}"'))
+        op.create_index(name, table, list(columns), unique=unique, postgresql_concurrently=True)
+
+
+def drop_index(name: str, table: str) -> None:
+    """Drops an index while the table is used. What was done before is committed."""
+    if op.get_bind().dialect.name == "sqlite":
+        op.drop_index(name, table_name=table)
+        return
+    with op.get_context().autocommit_block():
+        op.drop_index(name, table_name=table, postgresql_concurrently=True, if_exists=True)
