@@ -29,8 +29,11 @@ async def filled(catalog: Catalog, entries: int = 5) -> None:
 async def tamper(catalog: Catalog, *statements: str) -> None:
     """As whoever owns the database can: without the triggers."""
     async with catalog._engine.begin() as connection:
-        for trigger in ("audit_log_no_update", "audit_log_no_delete"):
-            await connection.execute(text(f"DROP TRIGGER {trigger}"))
+        dropping = ["DROP TRIGGER audit_log_no_update", "DROP TRIGGER audit_log_no_delete"]
+        if connection.dialect.name == "postgresql":
+            dropping = ["DROP TRIGGER audit_log_no_change ON audit_log"]
+        for statement in dropping:
+            await connection.execute(text(statement))
         for statement in statements:
             await connection.execute(text(statement))
 
@@ -80,12 +83,14 @@ async def test_what_was_done_to_it_is_found(catalog: Catalog, statement: str, fi
 
 
 async def test_a_chain_made_anew_lacks_the_hash_that_was_kept(catalog: Catalog) -> None:
+    sqlite = catalog.url.startswith("sqlite")
+    zeros = "zeroblob(32)" if sqlite else "decode(repeat('00', 32), 'hex')"
     await filled(catalog)
     kept = (await verified(catalog)).head
     await tamper(
         catalog,
         "DELETE FROM audit_log",
-        "UPDATE audit_head SET sequence = 0, hash = zeroblob(32)",
+        f"UPDATE audit_head SET sequence = 0, hash = {zeros}",
     )
     await filled(catalog, 3)
     assert (await verified(catalog)).whole

@@ -6,21 +6,21 @@ from alembic import command
 from sqlalchemy import text
 
 from agentmem.catalog import Catalog
-from agentmem.catalog.database import alembic_config
 from agentmem.catalog.ids import default_project, now_us
 from agentmem.catalog.keys import USE_WRITTEN_EVERY_US
 from agentmem.core import TenantId
-from tests.unit.catalog.conftest import make_session
+from tests.unit.catalog.conftest import alembic, make_session, on_sqlite
 
 
 async def test_what_was_there_before_projects_is_the_defaults(catalog: Catalog) -> None:
     tenant = TenantId("ten_01m87y8r24vqk6tcrffb0r88gw")
+    await alembic(catalog, command.downgrade, "0003")
     async with catalog._engine.begin() as connection:
-        await connection.run_sync(lambda c: command.downgrade(alembic_config(c), "0003"))
+        digest = "x'00'" if connection.dialect.name == "sqlite" else r"'\x00'"
         for statement in (
             f"INSERT INTO tenants (id, name, created_at) VALUES ('{tenant}', 'old', 7)",
             "INSERT INTO api_keys (id, tenant_id, name, prefix, hash, created_at) "
-            f"VALUES ('key_1', '{tenant}', '', 'am_old', x'00', 8)",
+            f"VALUES ('key_1', '{tenant}', '', 'am_old', {digest}, 8)",
             "INSERT INTO sessions (id, tenant_id, model, metadata, state, turns, tokens, "
             "durable_position, rebases, kv_retention_seconds, log_retention_seconds, created_at, "
             f"updated_at) VALUES ('ses_1', '{tenant}', 'm', '{{}}', 'active', 0, 0, 0, 0, 1, 1, "
@@ -28,7 +28,7 @@ async def test_what_was_there_before_projects_is_the_defaults(catalog: Catalog) 
         ):
             # Not `text`: colons are part of JSON.
             await connection.exec_driver_sql(statement)
-        await connection.run_sync(lambda c: command.upgrade(alembic_config(c), "head"))
+    await alembic(catalog, command.upgrade, "head")
     async with catalog.reading() as tx:
         (project,) = await tx.projects.list(tenant)
         assert (project.id, project.name) == (default_project(tenant), "default")
@@ -39,6 +39,7 @@ async def test_what_was_there_before_projects_is_the_defaults(catalog: Catalog) 
         assert (session.id, session.project_id) == ("ses_1", None)
 
 
+@on_sqlite
 async def test_a_filter_by_project_walks_its_index(catalog: Catalog, tenant: TenantId) -> None:
     async with catalog.transaction() as tx:
         project = await tx.projects.create(tenant, "research")

@@ -10,11 +10,14 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from agentmem.catalog.migrations import online
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+_INDEX = "ix_sessions_project_id_created_at"
 _TABLES_WITH_PROJECT = ("api_keys", "sessions", "responses", "usage_events")
 
 
@@ -38,12 +41,6 @@ def upgrade() -> None:
     for table in _TABLES_WITH_PROJECT:
         # Null reads as the default project: rows of large tables are left as they are.
         op.add_column(table, sa.Column("project_id", sa.String(length=40), nullable=True))
-    op.create_index(
-        "ix_sessions_project_id_created_at",
-        "sessions",
-        ["project_id", "created_at", "id"],
-        unique=False,
-    )
     op.create_table(
         "projects",
         sa.Column("id", sa.String(length=40), nullable=False),
@@ -61,12 +58,13 @@ def upgrade() -> None:
         "SELECT 'prj_' || substr(id, 5), id, 'default', created_at FROM tenants"
     )
     _create_audit()
+    online.create_index(_INDEX, "sessions", ["project_id", "created_at", "id"])
 
 
 def downgrade() -> None:
+    online.drop_index(_INDEX, "sessions")
     _drop_audit()
     op.drop_table("projects")
-    op.drop_index("ix_sessions_project_id_created_at", table_name="sessions")
     for table in _TABLES_WITH_PROJECT:
         op.drop_column(table, "project_id")
     for table, columns in _new_columns().items():
