@@ -38,7 +38,10 @@ _FETCH_SECONDS_MAX = 600.0
 
 
 class _Arrived(NamedTuple):
-    """A record that is in this process's memory, or in an open file where `fd` is not -1."""
+    """A record that is in this process's memory, or in an open file where `fd` is not -1.
+
+    `offset` is that in the file, or in the object of number `pack`.
+    """
 
     key: PageKey
     payload_bytes: int
@@ -47,6 +50,7 @@ class _Arrived(NamedTuple):
     view: memoryview | None
     fd: int = -1
     offset: int = 0
+    pack: int = -1
 
 
 class Tiering:
@@ -184,8 +188,9 @@ class Tiering:
             return
         copies = [copy for key in keys if (copy := objects.get(key)) is not None]
         batch: list[_Arrived] = []
-        size_bytes = 0
+        size_bytes = came = 0
         async for copy, view in objects.fetch(copies, _FETCH_SECONDS_MAX):
+            came += 1
             arrived = await self._opened(objects, copy, view)
             if arrived is None:
                 continue
@@ -195,6 +200,8 @@ class Tiering:
                 await self._place(batch)
                 batch, size_bytes = [], 0
         await self._place(batch)
+        if came < len(copies) and objects.failing is None:
+            await objects.recheck(copies[came])
 
     async def _opened(
         self, objects: ObjectTier, copy: ObjectCopy, view: memoryview
@@ -203,10 +210,11 @@ class Tiering:
         try:
             header = decode_header(view)
         except PageCorrupt as error:
-            await self._quarantine(objects, copy.key, str(error))
+            await self._quarantine(objects, copy.key, (copy.pack, copy.offset), str(error))
             return None
         key_id = header.seal.key_id if header.seal is not None else b""
-        return _Arrived(copy.key, copy.payload_bytes, key_id, Tier.OBJECT, view)
+        page = _Arrived(copy.key, copy.payload_bytes, key_id, Tier.OBJECT, view)
+        return page._replace(pack=copy.pack, offset=copy.offset)
 
     async def _from_disk(self, keys: Sequence[PageKey]) -> None:
         for start in range(0, len(keys), _DISK_PAGES):
@@ -272,17 +280,22 @@ class Tiering:
             self._ownership.movements.record(page.key, page.source, Tier.DRAM, page.payload_bytes)
         elif outcome is Outcome.CORRUPT and page.source is Tier.OBJECT:
             assert self._objects is not None
-            await self._quarantine(self._objects, page.key, "its bytes do not check")
+            why = "its bytes do not check"
+            await self._quarantine(self._objects, page.key, (page.pack, page.offset), why)
         else:
             self.counters["promotions_failed"] += 1
             logger.warning("page %s is not promoted: %s", page.key.hex(), outcome)
         self._arrived(page.key)
 
-    async def _quarantine(self, objects: ObjectTier, key: PageKey, why: str) -> None:
+    async def _quarantine(
+        self, objects: ObjectTier, key: PageKey, place: tuple[int, int], why: str
+    ) -> None:
         self.counters["corrupt_object_pages"] += 1
-        self.counters["quarantined_object_pages"] += 1
+        copy = objects.get(key)
+        if copy is None or (copy.pack, copy.offset) != place:
+            return  # it is not there any more, or a good copy is
         logger.error("object page %s is quarantined: %s", key.hex(), why)
-        await objects.quarantine([key])
+        self.counters["quarantined_object_pages"] += len(await objects.quarantine([key]))
         self._ownership.on_lost([key], "quarantined")
 
     async def _put(self, objects: ObjectTier, keys: Sequence[PageKey]) -> None:

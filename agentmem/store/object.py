@@ -209,6 +209,16 @@ class ObjectTier:
         async with self._reclaiming:
             return await self._checker.verify(after)
 
+    async def recheck(self, copy: ObjectCopy) -> None:
+        """Checks the object of a page that did not come, if it is said to be there still.
+
+        Raises StoreRefused.
+        """
+        async with self._reclaiming:
+            now = self.get(copy.key)
+            if now is not None and (now.pack, now.offset) == (copy.pack, copy.offset):
+                await self._checker.check(copy.pack)
+
     async def take_over(self, node_id: str, packs_max: int) -> Taken:
         """Moves pages of another node's objects into objects of this node's own, some at a time.
 
@@ -284,10 +294,10 @@ class ObjectTier:
                 return  # the store did not give all of it, or it was deleted: later
             records = await asyncio.to_thread(checked, live, found)
             good = {record.key for record in records}
-            bad = [extent.key for extent in live if extent.key not in good]
+            table = self._pages.table
+            bad = [x.key for x in live if x.key not in good and table.get(x.key) == x]
             if bad:
-                self.counters["quarantined_object_pages"] += len(bad)
-                await self.quarantine(bad)
+                self.counters["quarantined_object_pages"] += len(await self.quarantine(bad))
                 self.listing.on_lost(bad, "quarantined")
             if records:
                 await self._move(live, records)

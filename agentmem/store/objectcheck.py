@@ -93,7 +93,7 @@ class ObjectChecker:
         pack = min((n for n in numbers if n is not None and n > last), default=None)
         if pack is None:
             return Verified(b"", 0, 0, [], self._found())
-        pages, size_bytes, bad = await self._check(pack)
+        pages, size_bytes, bad = await self.check(pack)
         return Verified(pack.to_bytes(_NUMBER_BYTES), pages, size_bytes, bad, self._found())
 
     def _found(self) -> list[ObjectFinding]:
@@ -124,7 +124,7 @@ class ObjectChecker:
             pack = self._pages.index.number(name)
             if pack is None or sizes.get(pack, size_bytes) == size_bytes:
                 continue
-            _, _, bad = await self._check(pack)
+            _, _, bad = await self.check(pack)
             detail = f"it has {size_bytes} bytes, {sizes[pack]} were made"
             done = f"{len(bad)} bad pages dropped from the index"
             finding = ObjectFinding("object_size", name, size_bytes, detail, done)
@@ -148,7 +148,7 @@ class ObjectChecker:
         )
         self._listing.findings.append(finding)
 
-    async def _check(self, pack: int) -> tuple[int, int, list[BadRecord]]:
+    async def check(self, pack: int) -> tuple[int, int, list[BadRecord]]:
         """Checks one object's pages: how many, their records' bytes, and the bad ones."""
         name = self._pages.index.name(pack) or ""
         size_bytes = await self._store.size(name)
@@ -166,9 +166,9 @@ class ObjectChecker:
                 bad.append(BadRecord(extent.key, name, extent.offset, why))
         if bad:
             keys = [record.key for record in bad]
-            await self._pages.remove(keys, None)
             self._store.counters["corrupt_object_pages"] += len(keys)
-            self._store.counters["quarantined_object_pages"] += len(keys)
+            removed = await self._pages.remove(keys, None)
+            self._store.counters["quarantined_object_pages"] += len(removed)
             self._listing.on_lost(keys, "quarantined")
         if not whole and self._pages.is_own(pack):
             gone = {record.key for record in bad}
@@ -211,8 +211,11 @@ def _faults_of(views: Sequence[tuple[PageKey, memoryview]]) -> dict[PageKey, str
     for key, view in views:
         try:
             verify_record(view, key)
-            if decode_header(view).seal is None:
+            header = decode_header(view)
+            if header.seal is None:
                 faults[key] = "the record is not sealed"
+            elif view.nbytes < record_bytes(header.payload_bytes):
+                faults[key] = "the record is cut off"
         except PageCorrupt as error:
             faults[key] = str(error)
     return faults

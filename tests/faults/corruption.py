@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from agentmem.core import Tier
 from agentmem.errors import AgentmemError, NodeUnavailable
@@ -13,8 +14,8 @@ from tests.faults.damage import cut_off, flip_bit, swap_records
 from tests.faults.rig import Broken, Rig
 from tests.integration.node.conftest import keys_of, load, store
 
-_PAGES = range(60)
-_DAMAGE_PER_ROUND = 10
+PAGES = range(60)
+DAMAGE_PER_ROUND = 10
 _STARTS_MAX = 6
 
 
@@ -22,13 +23,15 @@ class Damaging:
     """Rounds of damage on one node that holds the same pages all the time."""
 
     def __init__(self, directory: Path, seed: int) -> None:
-        self.rig = Rig(directory, seed)
+        self.rig = self._rig(directory, seed)
         self.dice = self.rig.dice
         self.totals: Counter[str] = Counter()
 
-    def run(self, damages: int) -> Counter[str]:
-        """Until that many things were damaged."""
-        kinds: list[Callable[[], int | None]] = [
+    def _rig(self, directory: Path, seed: int) -> Rig:
+        return Rig(directory, seed)
+
+    def _kinds(self) -> list[Callable[[], int | None]]:
+        return [
             self._flip_in_packs,
             self._swap_in_packs,
             self._flip_in_slabs,
@@ -37,6 +40,10 @@ class Damaging:
             self._cut_packs_at_rest,
             self._damage_index_at_rest,
         ]
+
+    def run(self, damages: int) -> Counter[str]:
+        """Until that many things were damaged."""
+        kinds = self._kinds()
         try:
             self.rig.start()
             self._heal()
@@ -66,9 +73,9 @@ class Damaging:
             self.rig.engine(listening=True),
             self.rig.agent.client(timeout_seconds=20.0),
         )
-        client.claim("pages", keys_of(_PAGES), time.time() + 10_000)
+        client.claim("pages", keys_of(PAGES), time.time() + 10_000, terms=self.rig.terms)
         deadline = time.monotonic() + 20
-        while not all(store(engine, _PAGES)) or client.wait_durable(keys_of(_PAGES), 5.0):
+        while not all(store(engine, PAGES)) or client.wait_durable(keys_of(PAGES), 5.0):
             if time.monotonic() > deadline:
                 raise Broken(f"seed {self.rig.seed}: pages cannot be stored again")
         if missing := self._load_all():
@@ -79,7 +86,7 @@ class Damaging:
         """Numbers of the pages that did not come; Broken when one came with wrong bytes."""
         missing = []
         engine = self.rig.engine(listening=True)
-        for number in _PAGES:
+        for number in PAGES:
             (page,) = load(engine, [number])
             self.rig.expect_right([page], [number])
             if page is None:
@@ -93,7 +100,7 @@ class Damaging:
     def _places(self, tier: Tier) -> list[tuple[Path, list[int]]]:
         """Where the pages lie that a reader would be sent to this tier for: offsets by file."""
         client = self.rig.agent.client()
-        located = client.locate(keys_of(_PAGES))
+        located = client.locate(keys_of(PAGES))
         client.release(located.hold_id, loaded={})
         places: dict[str, list[int]] = {}
         for page in located.pages:
@@ -110,7 +117,7 @@ class Damaging:
     def _flip(self, files: list[tuple[Path, list[int]]]) -> int:
         """One bit in each of some records."""
         places = [(path, offset) for path, offsets in files for offset in offsets]
-        chosen = self.dice.sample(places, min(_DAMAGE_PER_ROUND, len(places)))
+        chosen = self.dice.sample(places, min(DAMAGE_PER_ROUND, len(places)))
         for path, offset in chosen:
             flip_bit(path, self.dice, inside_of=offset)
         self.totals["damages"] += len(chosen)
@@ -119,7 +126,7 @@ class Damaging:
     def _swap(self, files: list[tuple[Path, list[int]]]) -> int:
         count = 0
         for path, offsets in files:
-            if len(offsets) >= 2 and count < _DAMAGE_PER_ROUND:
+            if len(offsets) >= 2 and count < DAMAGE_PER_ROUND:
                 swap_records(path, *self.dice.sample(offsets, 2))
                 count += 2
         self.totals["damages"] += count
@@ -146,7 +153,7 @@ class Damaging:
     def _into_dram(self) -> None:
         """Pages are in dram again: their copies on disk go, and they are stored anew."""
         client = self.rig.agent.client()
-        client.unclaim("pages", keys_of(_PAGES))
+        client.unclaim("pages", keys_of(PAGES))
         self._heal()
 
     def _flip_anywhere_at_rest(self) -> None:
@@ -172,9 +179,9 @@ class Damaging:
             with index.open("r+b") as file:
                 file.truncate(self.dice.randrange(index.stat().st_size))
         else:
-            for _ in range(_DAMAGE_PER_ROUND):
+            for _ in range(DAMAGE_PER_ROUND):
                 flip_bit(index, self.dice)
-        self.totals["damages"] += _DAMAGE_PER_ROUND
+        self.totals["damages"] += DAMAGE_PER_ROUND
         self._start()
 
     def _start(self) -> None:
@@ -182,16 +189,20 @@ class Damaging:
         for _ in range(_STARTS_MAX):
             try:
                 self.rig.start()
-                for tier in ("dram", "disk"):
-                    after = b""
-                    while True:
-                        reply = self.rig.agent.client(timeout_seconds=20).verify(tier, after)
-                        self.totals["quarantined_pages"] += len(reply.bad)
-                        after = reply.after
-                        if not after:
-                            break
+                self._examine()
                 return
             except (AssertionError, NodeUnavailable, AgentmemError):
                 self.totals["failed_starts"] += 1
                 self.rig.die()
         raise Broken(f"seed {self.rig.seed}: the agent does not start on a damaged index")
+
+    def _examine(self, *tiers: Literal["dram", "disk", "object"]) -> None:
+        """Every record is read, as a doctor does it."""
+        for tier in tiers or ("dram", "disk"):
+            after = b""
+            while True:
+                reply = self.rig.agent.client(timeout_seconds=20).verify(tier, after)
+                self.totals["quarantined_pages"] += len(reply.bad)
+                after = reply.after
+                if not after:
+                    break

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from agentmem.core import ClaimTerms
 from agentmem.errors import AgentmemError
 from agentmem.node.client import NodeClient
 from agentmem.node.transfer import PageTransfer
@@ -58,6 +59,7 @@ class Rig:
         self.maybe: set[int] = set()
         self.runs: list[list[int]] = []
         self.loaded_pages = 0
+        self.terms: ClaimTerms | None = None
         self._next = 0
 
     def start(self) -> None:
@@ -115,10 +117,10 @@ class Rig:
             self.maybe.update(run)
             first = self.dice.random() < 0.5
             if first:
-                client.claim(f"run-{run[0]}", keys_of(run), time.time() + 10_000)
+                self.claim(client, run)
             stored = store(engine, run)
             if not first:
-                client.claim(f"run-{run[0]}", keys_of(run), time.time() + 10_000)
+                self.claim(client, run)
             self.runs.append(run)
             if self.dice.random() < 0.8:
                 missing = {run[i] for i in client.wait_durable(keys_of(run), 2.0)}
@@ -137,6 +139,10 @@ class Rig:
             client.unclaim(f"run-{run[0]}", keys_of(run))
             self.maybe.difference_update(run)
             self.removed.update(run)
+
+    def claim(self, client: NodeClient, run: list[int], seconds: float = 10_000) -> None:
+        until = time.time() + seconds
+        client.claim(f"run-{run[0]}", keys_of(run), until, terms=self.terms)
 
     def note_durable(self, numbers: Iterable[int]) -> None:
         for number in numbers:

@@ -7,13 +7,26 @@ from pathlib import Path
 from threading import Timer
 
 from tests.faults.corruption import Damaging
+from tests.faults.objects import ObjectDamaging, ObjectRig
 from tests.faults.powerloss import Disk, read_journal
 from tests.faults.rig import Rig
 
 
 def kill_repeatedly(directory: Path, seed: int, *, kills: int) -> Counter[str]:
     """Kills the agent at random changes of the medium, and at random instants."""
-    rig = Rig(directory, seed)
+    return _kill(Rig(directory, seed), kills)
+
+
+def kill_while_demoting(directory: Path, seed: int, *, kills: int) -> Counter[str]:
+    """The same while pages go to an object store, come from it, and are swept out of it."""
+    rig = ObjectRig(directory, seed)
+    totals = _kill(rig, kills)
+    totals["demoted_pages"] = rig.demoted_pages
+    totals["lapsed_pages"] = rig.lapsed_pages
+    return totals
+
+
+def _kill(rig: Rig, kills: int) -> Counter[str]:
     totals: Counter[str] = Counter()
     try:
         rig.start()
@@ -74,3 +87,8 @@ def _work_until_death(rig: Rig) -> None:
 def damage_repeatedly(directory: Path, seed: int, *, damages: int) -> Counter[str]:
     """Flips bits, swaps records and cuts files off, in packs, slabs and index."""
     return Damaging(directory, seed).run(damages)
+
+
+def damage_objects_repeatedly(directory: Path, seed: int, *, damages: int) -> Counter[str]:
+    """Flips bits in objects, cuts them off and removes them."""
+    return ObjectDamaging(directory, seed).run(damages)

@@ -7,12 +7,25 @@ from pathlib import Path
 import pytest
 
 from tests.faults.engines import kill_engines_repeatedly
-from tests.faults.scenarios import kill_repeatedly, lose_power_repeatedly
+from tests.faults.scenarios import (
+    kill_repeatedly,
+    kill_while_demoting,
+    lose_power_repeatedly,
+)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_nothing_is_lost_to_kills(tmp_path: Path, seed: int) -> None:
     assert kill_repeatedly(tmp_path, seed, kills=12)["kills"] == 12
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_nothing_is_lost_to_kills_on_the_way_to_and_from_an_object_store(
+    tmp_path: Path, seed: int
+) -> None:
+    totals = kill_while_demoting(tmp_path, seed, kills=12)
+    assert totals["kills"] == 12
+    assert min(totals["demoted_pages"], totals["lapsed_pages"]) > 0
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

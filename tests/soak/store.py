@@ -19,15 +19,23 @@ from agentmem.errors import AgentmemError
 from tests.faults.engines import kill_engines_repeatedly
 from tests.faults.media import fail_repeatedly
 from tests.faults.readers import read_while_evicting
-from tests.faults.scenarios import damage_repeatedly, kill_repeatedly, lose_power_repeatedly
+from tests.faults.scenarios import (
+    damage_objects_repeatedly,
+    damage_repeatedly,
+    kill_repeatedly,
+    kill_while_demoting,
+    lose_power_repeatedly,
+)
 
 Part = tuple[str, int, Callable[[Path, int], Counter[str]]]
 
 PARTS: tuple[Part, ...] = (
     ("kill -9", 12, lambda path, seed: kill_repeatedly(path, seed, kills=20)),
+    ("kill -9 while demoting", 6, lambda path, seed: kill_while_demoting(path, seed, kills=20)),
     ("kill -9 of engines", 2, lambda path, seed: kill_engines_repeatedly(path, seed, kills=20)),
     ("loss of power", 12, lambda path, seed: lose_power_repeatedly(path, seed, losses=10)),
     ("damage", 10, lambda path, seed: damage_repeatedly(path, seed, damages=150)),
+    ("damage of objects", 4, lambda path, seed: damage_objects_repeatedly(path, seed, damages=150)),
     ("failing media", 4, lambda path, seed: fail_repeatedly(path, seed, rounds=16)),
     ("readers", 4, lambda path, seed: read_while_evicting(path, seed, engines=8, steps=400)),
 )
