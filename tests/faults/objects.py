@@ -5,6 +5,7 @@ The store is a directory below the node's, so the medium that fails stands befor
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,14 +63,18 @@ class ObjectRig(Rig):
 
     def _step(self, engine: PageTransfer, client: NodeClient) -> None:
         action = self.dice.random()
-        if not self.runs or action < 0.5:
+        if not self.runs or action < 0.35:
             super()._step(engine, client)
             return
         run = self.dice.choice(self.runs)
-        if action < 0.75:
+        if action < 0.5:
+            self._make_holes(client, run)
+        elif action < 0.75:
+            # Several runs in one object: where one goes, it is rewritten for the others.
+            some = sorted({n for _ in range(3) for n in self.dice.choice(self.runs)})
             release = self.dice.random() < 0.8
-            left = client.demote(keys_of(run), release=release, timeout_seconds=5.0)
-            there = [number for index, number in enumerate(run) if index not in left]
+            left = client.demote(keys_of(some), release=release, timeout_seconds=5.0)
+            there = [number for index, number in enumerate(some) if index not in left]
             self.note_durable(there)
             self.demoted_pages += len(there)
         elif action < 0.9:
@@ -81,6 +86,17 @@ class ObjectRig(Rig):
             self.maybe.update(run)  # it goes at some time, from the object store at once
             self.claim(client, run, self.dice.uniform(0.0, 0.3))
             self.lapsed_pages += len(run)
+
+    def _make_holes(self, client: NodeClient, run: list[int]) -> None:
+        """Every other page of a run is deleted: its objects are rewritten while others are read."""
+        gone = run[1::2]
+        self.durable.difference_update(gone)
+        self.maybe.update(gone)
+        client.unclaim(f"run-{run[0]}", keys_of(gone))
+        self.maybe.difference_update(gone)
+        self.removed.update(gone)
+        run[:] = run[::2]
+        time.sleep(0.1)
 
     def check(self, *, lost: object = ()) -> None:
         super().check()
