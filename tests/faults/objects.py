@@ -50,7 +50,7 @@ class ObjectRig(Rig):
         super().__init__(directory, seed, **env)
         self.agent.script = _HOOK + self.agent.script
         self.terms = TERMS
-        self.demoted_pages = self.lapsed_pages = 0
+        self.demoted_pages = self.lapsed_pages = self.late_loads = 0
 
     def objects(self) -> list[Path]:
         """Every object of a pack that is there under its name."""
@@ -97,6 +97,13 @@ class ObjectRig(Rig):
         self.removed.update(gone)
         run[:] = run[::2]
         time.sleep(0.1)
+
+    def loaded(self, engine: PageTransfer, number: int) -> bytes | None:
+        """What is fetched from afar may be too late for one load: then it is there for the next."""
+        deadline = time.monotonic() + (10 if number in self.durable else 0)
+        while (page := super().loaded(engine, number)) is None and time.monotonic() < deadline:
+            self.late_loads += 1
+        return page
 
     def check(self, *, lost: object = ()) -> None:
         super().check()

@@ -170,7 +170,7 @@ class Rig:
         if gone:
             raise Broken(f"seed {self.seed}: pages {gone} were durable and are not")
         for number in [*sorted(self.durable), *sorted(self.maybe)]:
-            (page,) = load(engine, [number])
+            page = self.loaded(engine, number)
             self.expect_right([page], [number])
             if page is None and number in self.durable and number not in may_miss:
                 raise Broken(f"seed {self.seed}: page {number} was durable and is not loaded")
@@ -187,6 +187,11 @@ class Rig:
             raise Broken(f"seed {self.seed}: the disk tier is over its budget")
         client.close()
         self.agent._clients.clear()
+
+    def loaded(self, engine: PageTransfer, number: int) -> bytes | None:
+        """The page, where it comes."""
+        (page,) = load(engine, [number])
+        return page
 
     def expect_destroyed(self) -> None:
         """Nothing of a deleted page lies in any slab or pack."""

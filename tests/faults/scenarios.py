@@ -23,6 +23,7 @@ def kill_while_demoting(directory: Path, seed: int, *, kills: int) -> Counter[st
     totals = _kill(rig, kills)
     totals["demoted_pages"] = rig.demoted_pages
     totals["lapsed_pages"] = rig.lapsed_pages
+    totals["late_loads"] = rig.late_loads
     return totals
 
 
