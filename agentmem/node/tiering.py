@@ -324,8 +324,8 @@ class Tiering:
         """Lets go of dram and disk copies of pages that the object tier has."""
         for key in keys:
             copy = self._dram.get(key)
-            if copy is not None and not copy.holds:
-                self._dram.remove(copy)
+            if copy is not None:
+                self._dram.remove(copy)  # one that is being read goes with the last hold
             await asyncio.sleep(0)  # zeroing takes time: let other connections have a turn
         await self._disk.remove(keys)
 

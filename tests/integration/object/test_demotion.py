@@ -91,3 +91,18 @@ def test_what_another_node_put_there_is_put_there_again(place: Place, tmp_path: 
         one.end()
         if two is not None:
             two.end()
+
+
+def test_pages_that_are_being_read_leave_dram_too(tmp_path: Path) -> None:
+    agent = agent_at(tmp_path / "host", Place(f"file://{tmp_path}/store", {}))
+    try:
+        client = agent.client()
+        store(agent.engine(), TEN)
+        keep(client, TEN)
+        held = client.locate(keys_of(TEN))
+        assert client.demote(keys_of(TEN), release=True, timeout_seconds=30) == []
+        assert tiers(client, TEN) == [{Tier.OBJECT}] * 10
+        client.release(held.hold_id, loaded={})
+        assert loads_right(agent.engine(), TEN)
+    finally:
+        agent.end()
