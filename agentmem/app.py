@@ -22,7 +22,7 @@ from agentmem.administration.services import Administration
 from agentmem.api.application import create_application
 from agentmem.api.auth import Authenticator
 from agentmem.api.sse import SEND_SECONDS_MAX
-from agentmem.catalog import Catalog, DatabaseOptions, migrate
+from agentmem.catalog import Catalog, DatabaseOptions, SchemaState, migrate, schema_state
 from agentmem.catalog.records import Worker
 from agentmem.config import Settings
 from agentmem.engine.base import Engine
@@ -154,6 +154,12 @@ def open_catalog(settings: Settings) -> Catalog:
 def migrate_catalog(settings: Settings) -> str:
     """Brings the schema up to date and returns its revision."""
     return asyncio.run(migrate(settings.catalog_url))
+
+
+def check_catalog(settings: Settings) -> SchemaState:
+    """The schema's revision beside this version's. Raises ConfigurationInvalid where it cannot be
+    told."""
+    return asyncio.run(schema_state(settings.catalog_url))
 
 
 def in_catalog(settings: Settings, work: Callable[[Catalog], Awaitable[T]]) -> T:

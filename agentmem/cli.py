@@ -128,11 +128,21 @@ def objects_delete(node_id: str, /, *, force: bool = False, data_dir: DataDir = 
 
 
 @cli.command
-def migrate(*, data_dir: DataDir = None) -> None:
-    """Bring the catalog's schema to this version."""
-    from agentmem.app import migrate_catalog
+def migrate(
+    *, check: Annotated[bool, Parameter(negative=())] = False, data_dir: DataDir = None
+) -> int:
+    """Bring the catalog's schema to this version.
 
+    --check changes nothing: exit code 0 when there is nothing to do, 1 when there is.
+    """
+    from agentmem.app import check_catalog, migrate_catalog
+
+    if check:
+        state = check_catalog(_settings(data_dir=data_dir))
+        print(f"catalog {state}")
+        return 0 if state.is_current else 1
     print(f"catalog schema: {migrate_catalog(_settings(data_dir=data_dir))}")
+    return 0
 
 
 @cli.command

@@ -1,8 +1,9 @@
 """What a migration does to a PostgreSQL that is in use: nothing that others would wait for.
 
 Rules for every revision, which a test holds the scripts to: an index on a table that is there
-already is made and dropped here; a new column is nullable or has a constant default; no column
-changes its type, no rows are rewritten.
+already is made and dropped here, in a revision that does nothing else, since what comes before it
+would be committed without the revision's number; a new column is nullable or has a constant
+default; no column changes its type, no rows are rewritten.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from sqlalchemy import text
 
 
 def create_index(name: str, table: str, columns: Sequence[str], *, unique: bool = False) -> None:
-    """Builds an index while the table is written to. What was done before is committed."""
+    """Builds an index while the table is written to. One that is there is made anew."""
     if op.get_bind().dialect.name == "sqlite":
-        op.create_index(name, table, list(columns), unique=unique)
+        op.create_index(name, table, list(columns), unique=unique, if_not_exists=True)
         return
     with op.get_context().autocommit_block():
         # One that was not finished is left behind as invalid: it is made anew.
@@ -25,9 +26,9 @@ def create_index(name: str, table: str, columns: Sequence[str], *, unique: bool 
 
 
 def drop_index(name: str, table: str) -> None:
-    """Drops an index while the table is used. What was done before is committed."""
+    """Drops an index while the table is used, if it is there."""
     if op.get_bind().dialect.name == "sqlite":
-        op.drop_index(name, table_name=table)
+        op.drop_index(name, table_name=table, if_exists=True)
         return
     with op.get_context().autocommit_block():
         op.drop_index(name, table_name=table, postgresql_concurrently=True, if_exists=True)

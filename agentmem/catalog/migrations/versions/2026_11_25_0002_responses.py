@@ -10,8 +10,6 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from agentmem.catalog.migrations import online
-
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -63,12 +61,12 @@ def upgrade() -> None:
     _create_retries()
     _create_contexts()
     for name, table, names in _NEW_INDEXES:
-        online.create_index(name, table, names)
+        op.create_index(name, table, names, unique=False)
 
 
 def downgrade() -> None:
     for name, table, _ in _NEW_INDEXES:
-        online.drop_index(name, table)
+        op.drop_index(name, table_name=table)
     for table in _NEW_TABLES:
         op.drop_table(table)
     for table, columns in _new_columns().items():

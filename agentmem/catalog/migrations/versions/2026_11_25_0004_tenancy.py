@@ -10,14 +10,11 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from agentmem.catalog.migrations import online
-
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-_INDEX = "ix_sessions_project_id_created_at"
 _TABLES_WITH_PROJECT = ("api_keys", "sessions", "responses", "usage_events")
 
 
@@ -58,11 +55,9 @@ def upgrade() -> None:
         "SELECT 'prj_' || substr(id, 5), id, 'default', created_at FROM tenants"
     )
     _create_audit()
-    online.create_index(_INDEX, "sessions", ["project_id", "created_at", "id"])
 
 
 def downgrade() -> None:
-    online.drop_index(_INDEX, "sessions")
     _drop_audit()
     op.drop_table("projects")
     for table in _TABLES_WITH_PROJECT:
