@@ -35,9 +35,7 @@ class Lapsing:
         if after is not None:
             query = query.where(order > tuple_(after.updated_at, after.id))
         if behind:
-            # The last token of a log has no KV, see `core.durable_pages`.
-            pages = (table.c.tokens - 1) // table.c.page_tokens
-            query = query.where(table.c.durable_position < pages * table.c.page_tokens)
+            query = query.where(tables.BEHIND)
         query = query.order_by(table.c.updated_at, table.c.id).limit(limit)
         return [Session(**row._mapping) for row in await self._connection.execute(query)]
 

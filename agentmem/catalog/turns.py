@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Row,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agentmem.catalog import tables
@@ -20,6 +32,10 @@ _IDS_PER_STATEMENT = 500
 # Equal conversations are told apart by their session; so many are looked at.
 _MATCHES_MAX = 50
 PREFIXES_PER_QUERY = 32
+
+_WITHOUT_LOGPROBS = [
+    column for column in tables.turns.columns if column.name not in {"logprobs", "top_logprobs"}
+]
 
 # Made once: building a statement takes longer than running it.
 _INSERT = insert(tables.turns)
@@ -73,14 +89,34 @@ class Turns:
             },
         )
 
-    async def chain(self, tenant_id: TenantId, head: TurnId) -> list[Turn]:
-        """All turns from the first one to `head`; empty when `head` is not the tenant's."""
-        chain = _chain(tenant_id, head)
+    async def chain(
+        self, tenant_id: TenantId, head: TurnId, *, last: int | None = None
+    ) -> list[Turn]:
+        """All turns from the first one to `head`, or the `last` ones of them; empty when `head` is
+        not the tenant's. Log-probabilities, which no log needs, are left out."""
+        chain = _chain(tenant_id, head, last=last)
         table = tables.turns
         rows = await self._connection.execute(
-            select(table).join(chain, chain.c.id == table.c.id).order_by(table.c.number)
+            select(*_WITHOUT_LOGPROBS)
+            .join(chain, chain.c.id == table.c.id)
+            .order_by(table.c.number)
         )
         return [_turn(row) for row in rows]
+
+    async def token_ids(self, tenant_id: TenantId, head: TurnId) -> array[int]:
+        """The log up to `head`, as ids alone; empty when `head` is not the tenant's."""
+        table, chain = tables.turns, _chain(tenant_id, head)
+        rows = await self._connection.execute(
+            select(table.c.id, table.c.keep, table.c.tokens, table.c.log_tokens)
+            .join(chain, chain.c.id == table.c.id)
+            .order_by(table.c.number)
+        )
+        ids = array("I")
+        for row in rows:
+            del ids[row.keep :]
+            ids.extend(unpack_tokens(row.tokens))
+            assert len(ids) == row.log_tokens, f"turn {row.id} does not fit the log before it"
+        return ids
 
     async def get(self, tenant_id: TenantId, turn_id: str) -> Turn:
         """One turn. Raises NotFound."""
@@ -313,22 +349,24 @@ def _unreached() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     )
 
 
-def _chain(tenant_id: TenantId, head: TurnId) -> CTE:
+def _chain(tenant_id: TenantId, head: TurnId, *, last: int | None = None) -> CTE:
     table = tables.turns
     columns = (table.c.id, table.c.parent_turn_id, table.c.number)
     chain = (
-        select(*columns)
+        select(*columns, literal(1).label("depth"))
         .where(table.c.id == head, table.c.tenant_id == tenant_id)
         .cte("chain", recursive=True)
     )
-    return chain.union_all(
-        select(*columns).where(table.c.id == chain.c.parent_turn_id, table.c.tenant_id == tenant_id)
+    before = select(*columns, chain.c.depth + 1).where(
+        table.c.id == chain.c.parent_turn_id, table.c.tenant_id == tenant_id
     )
+    return chain.union_all(before if last is None else before.where(chain.c.depth < last))
 
 
 def _turn(row: Row[Any]) -> Turn:
     fields = dict(row._mapping)
     fields["tokens"] = unpack_tokens(fields["tokens"])
+    fields.setdefault("logprobs", None)
     fields["rebased"] = bool(fields["rebased"])
     if fields["dropped"] is not None:
         fields["dropped"] = tuple(fields["dropped"])

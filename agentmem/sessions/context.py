@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from agentmem.catalog import Catalog
-from agentmem.catalog.records import Session, Worker
+from agentmem.catalog.records import Session, Turn, Worker
 from agentmem.core import ClaimTerms, Fingerprint, PageKey, TenantId, TurnId
 from agentmem.errors import NotFound
 from agentmem.pages.keys import page_keys
@@ -18,10 +18,13 @@ from agentmem.plans.service import Plans
 from agentmem.router.registry import Router
 from agentmem.sessions.chat import Chat
 from agentmem.sessions.limits import Limits
-from agentmem.sessions.log import Log, LogCache, empty_log, join_ids, read_log
+from agentmem.sessions.log import Log, LogCache, empty_log, read_log
 from agentmem.sessions.ports import Pages
 from agentmem.sessions.secrets import Secrets
 from agentmem.telemetry import Metrics
+
+# Another gateway may have made the last turns of a log that is in memory here.
+_TAIL_TURNS = 8
 
 
 @dataclass(slots=True)
@@ -64,12 +67,24 @@ class Context:
         log = self.logs.get(turn_id)
         if log is None:
             async with self.catalog.reading() as tx:
-                chain = await tx.turns.chain(tenant_id, turn_id)
-            if not chain:
-                raise NotFound("turn", turn_id)
-            log = await asyncio.to_thread(read_log, chain, chat)
+                chain = await tx.turns.chain(tenant_id, turn_id, last=_TAIL_TURNS)
+                if not chain:
+                    raise NotFound("turn", turn_id)
+                base, chain = self._known(chain)
+                if base is None and chain[0].parent_turn_id is not None:
+                    chain = await tx.turns.chain(tenant_id, turn_id)
+            log = await asyncio.to_thread(read_log, chain, chat, base)
             self.logs.put(log)
         return log
+
+    def _known(self, chain: list[Turn]) -> tuple[Log | None, list[Turn]]:
+        """The longest log in memory that the end of a chain goes on from, and what comes after."""
+        for index in range(len(chain) - 1, -1, -1):
+            parent = chain[index].parent_turn_id
+            base = None if parent is None else self.logs.get(parent)
+            if base is not None:
+                return base, chain[index:]
+        return None, chain
 
     async def log_ids(self, session: Session) -> array[int]:
         """The log's ids alone, which needs no tokenizer, hence no worker."""
@@ -79,8 +94,7 @@ class Context:
         if log is not None:
             return log.ids
         async with self.catalog.reading() as tx:
-            chain = await tx.turns.chain(session.tenant_id, session.head_turn_id)
-        return join_ids(chain)
+            return await tx.turns.token_ids(session.tenant_id, session.head_turn_id)
 
     async def claim_terms(self, session: Session) -> ClaimTerms:
         """What a claim on the session's pages says of them. Raises CatalogUnavailable."""

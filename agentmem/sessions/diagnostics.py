@@ -13,7 +13,7 @@ from agentmem.catalog import Catalog, Transaction
 from agentmem.catalog.records import Response, Turn
 from agentmem.core import TenantId, TurnId
 from agentmem.errors import NotFound
-from agentmem.sessions.log import common_prefix, join_ids
+from agentmem.sessions.log import common_prefix
 from agentmem.sessions.messages import canonical_json
 from agentmem.sessions.requests import ResponsePlan
 
@@ -56,11 +56,11 @@ async def _shared_tokens(tx: Transaction, turn: Turn, other: Turn) -> int:
         return other.log_tokens
     ids = array("I")
     if turn.parent_turn_id is not None and turn.keep:
-        ids = join_ids(await tx.turns.chain(turn.tenant_id, turn.parent_turn_id))
+        ids = await tx.turns.token_ids(turn.tenant_id, turn.parent_turn_id)
     del ids[turn.keep :]
     ids.extend(turn.tokens)
     del ids[turn.prompt_tokens :]
-    return common_prefix(ids, join_ids(await tx.turns.chain(turn.tenant_id, other.id)))
+    return common_prefix(ids, await tx.turns.token_ids(turn.tenant_id, other.id))
 
 
 def _reason(plan: ResponsePlan, row: Response) -> str:

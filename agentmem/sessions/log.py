@@ -91,9 +91,10 @@ def started(log: Log) -> datetime:
     return datetime.fromtimestamp(log.started_at / 1e6, tz=UTC)
 
 
-def join_ids(chain: Sequence[Turn]) -> array[int]:
-    """The ids of a chain of turns, first to last: each keeps a part of the log before it."""
-    ids = array("I")
+def join_ids(chain: Sequence[Turn], before: Sequence[int] = ()) -> array[int]:
+    """The ids of a chain of turns, first to last: each keeps a part of the log before it.
+    `before`: those that the chain goes on from."""
+    ids = array("I", before)
     for turn in chain:
         del ids[turn.keep :]
         ids.extend(turn.tokens)
@@ -101,11 +102,14 @@ def join_ids(chain: Sequence[Turn]) -> array[int]:
     return ids
 
 
-def read_log(chain: Sequence[Turn], chat: Chat) -> Log:
-    """The log that a chain of turns (first to last, not empty) makes."""
+def read_log(chain: Sequence[Turn], chat: Chat, base: Log | None = None) -> Log:
+    """The log that a chain of turns (first to last, not empty) makes, on top of `base` where the
+    chain is not the whole."""
     head = chain[-1]
-    told: list[tuple[Message, bool]] = []
-    framing, fixed = NO_FRAMING, 0
+    base = base or empty_log(chain[0].created_at)
+    sampled_before = set(base.replies)
+    told = [(message, index in sampled_before) for index, message in enumerate(base.messages)]
+    framing, fixed = base.framing, base.fixed
     for turn in chain:
         told.extend((message, False) for message in turn.messages)
         if turn.dropped is not None:
@@ -118,7 +122,7 @@ def read_log(chain: Sequence[Turn], chat: Chat) -> Log:
             told.append((turn.reply, True))
     messages = tuple(message for message, _ in told)
     replies = tuple(index for index, (_, sampled) in enumerate(told) if sampled)
-    now = datetime.fromtimestamp(chain[0].created_at / 1e6, tz=UTC)
+    now = started(base)
     if head.reply is None:
         skeleton = chat.render(messages, now=now, framing=framing, add_generation_prompt=False)
     else:
@@ -126,13 +130,13 @@ def read_log(chain: Sequence[Turn], chat: Chat) -> Log:
     return Log(
         turn_id=head.id,
         number=head.number,
-        ids=join_ids(chain),
+        ids=join_ids(chain, base.ids),
         prompt_tokens=head.prompt_tokens,
         skeleton=skeleton,
         messages=messages,
         replies=replies,
         framing=framing,
-        started_at=chain[0].created_at,
+        started_at=base.started_at,
         whole=is_whole(chat, head),
         prefix_hash=head.prefix_hash,
         fixed=fixed,

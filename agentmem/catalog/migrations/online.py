@@ -14,15 +14,33 @@ from alembic import op
 from sqlalchemy import text
 
 
-def create_index(name: str, table: str, columns: Sequence[str], *, unique: bool = False) -> None:
-    """Builds an index while the table is written to. One that is there is made anew."""
+def create_index(
+    name: str,
+    table: str,
+    columns: Sequence[str],
+    *,
+    unique: bool = False,
+    where: str | None = None,
+) -> None:
+    """Builds an index (of the rows `where`) while the table is written to. One that is there is
+    made anew."""
+    part = None if where is None else text(where)
     if op.get_bind().dialect.name == "sqlite":
-        op.create_index(name, table, list(columns), unique=unique, if_not_exists=True)
+        op.create_index(
+            name, table, list(columns), unique=unique, if_not_exists=True, sqlite_where=part
+        )
         return
     with op.get_context().autocommit_block():
         # One that was not finished is left behind as invalid: it is made anew.
         op.execute(text(f'DROP INDEX CONCURRENTLY IF EXISTS "{name}"'))
-        op.create_index(name, table, list(columns), unique=unique, postgresql_concurrently=True)
+        op.create_index(
+            name,
+            table,
+            list(columns),
+            unique=unique,
+            postgresql_concurrently=True,
+            postgresql_where=part,
+        )
 
 
 def drop_index(name: str, table: str) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from agentmem.catalog.records import Session, Turn
 from agentmem.errors import NotFound, SessionBusy
-from agentmem.sessions.log import join_ids
-from agentmem.sessions.messages import Framing, Message
+from agentmem.sessions.log import LogCache, join_ids
+from agentmem.sessions.messages import NO_FRAMING, Framing, Message
 from agentmem.sessions.requests import AfterTurn, InSession, LongestPrefix, TurnRequest
 from agentmem.sessions.service import SessionsService
 from tests.integration.sessions.conftest import World, make_caller
@@ -58,6 +58,24 @@ async def test_a_restarted_gateway_finds_it_in_the_catalog(world: World) -> None
     world.service._context.logs._logs.clear()
     second = await world.say("two")
     assert (second.session_id, second.keep) == (first.session_id, first.log_tokens)
+
+
+async def test_turns_that_another_gateway_made_are_read_alone(world: World) -> None:
+    """A log in memory, and the catalog's further on: as if all of it had been read."""
+    first = await world.say("one")
+    context = world.service._context
+    known = context.logs.get(first.id)
+    assert known is not None
+    for text, framing in (("two", NO_FRAMING), ("three", TOOLS)):
+        last = await world.say(text, framing=framing)
+    chat = await context.chat(world.worker.worker)
+    whole = context.logs.get(last.id)
+    for logs in ([known], []):
+        context.logs = LogCache(1 << 20)
+        for log in logs:
+            context.logs.put(log)
+        read = await context.log_at(world.caller.tenant_id, last.id, chat, now_us=0)
+        assert read == whole
 
 
 async def test_many_conversations_that_begin_alike(world: World) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from agentmem.catalog import Catalog, Transaction
 from agentmem.catalog.ids import new_id, now_us
@@ -155,3 +156,26 @@ async def test_every_query_walks_an_index(catalog: Catalog, tenant: TenantId) ->
         for query, index in queries.items():
             plan = await tx.sessions._connection.execute(text(f"EXPLAIN QUERY PLAN {query}"))
             assert index in " ".join(str(row) for row in plan), query
+
+
+async def test_what_is_behind_is_found_by_its_index(catalog: Catalog, tenant: TenantId) -> None:
+    async with catalog.transaction() as tx:
+        for _ in range(20):
+            await add_session(tx, tenant, state="hibernated")
+    asked: list[str] = []
+    engine = catalog._engine.sync_engine
+    listen = lambda _c, _cursor, statement, *_: asked.append(statement)  # noqa: E731
+    event.listen(engine, "before_cursor_execute", listen)
+    async with catalog.reading() as tx:
+        assert await tx.lapsing.active(before_us=now_us(), behind=True, limit=5) == []
+    event.remove(engine, "before_cursor_execute", listen)
+    (query,) = (statement for statement in asked if "FROM sessions" in statement)
+    sqlite = catalog.url.startswith("sqlite")
+    for value in ("'active'", "1", "5", "0"):
+        query = re.sub(r"\?|%\(\w+\)s", value, query, count=1)
+    async with catalog._engine.connect() as connection:
+        if not sqlite:
+            await connection.exec_driver_sql("SET enable_seqscan = off")
+        explain = "EXPLAIN QUERY PLAN" if sqlite else "EXPLAIN"
+        plan = await connection.exec_driver_sql(f"{explain} {query}")
+        assert "ix_sessions_behind" in " ".join(str(row) for row in plan)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import inspect
+import zlib
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -57,10 +59,30 @@ class TestIds:
 
 class TestBlobs:
     def test_round_trip(self) -> None:
-        ids = [0, 1, 2**32 - 1] * 100
-        assert unpack_tokens(pack_tokens(ids)).tolist() == ids
+        for largest, width in ((2**16 - 1, 1), (2**16, 2), (2**24 - 1, 2), (2**24, 3)):
+            ids = [0, 1, largest, 2**15] * 100
+            blob = pack_tokens(ids)
+            assert blob[0] == width
+            assert unpack_tokens(blob).tolist() == ids
+        assert unpack_tokens(pack_tokens([2**32 - 1])).tolist() == [2**32 - 1]
+        assert unpack_tokens(pack_tokens([])).tolist() == []
+        assert unpack_tokens(pack_tokens(array("I", [7, 70_000]))).tolist() == [7, 70_000]
         floats = [-0.1, -1e-300, -0.0, -3.25]
         assert unpack_floats(pack_floats(floats)) == floats
+
+    def test_chunks_from_before_are_read(self) -> None:
+        """32 bits each in zlib, without a byte in front, at any level."""
+        ids = array("I", [5, 49_151, 2**31])
+        for level in (0, 1, 6, 9):
+            assert unpack_tokens(zlib.compress(ids.tobytes(), level)) == ids
+
+    def test_damaged_chunks_are_no_ids(self) -> None:
+        blob = pack_tokens(range(40_000, 40_100))
+        with pytest.raises(zlib.error):
+            unpack_tokens(blob[:40] + bytes([blob[40] ^ 1]) + blob[41:])
+        for damaged in (b"", b"\x09" + blob[1:], b"\x02" + pack_tokens([1, 2])[1:]):
+            with pytest.raises((ValueError, zlib.error)):
+                unpack_tokens(damaged)
 
     def test_ids_out_of_range(self) -> None:
         with pytest.raises(OverflowError):
@@ -95,8 +117,9 @@ class TestTurns:
             await tx.turns.insert(first)
             await tx.turns.insert(second)
         async with catalog.reading() as tx:
-            assert await tx.turns.chain(tenant, second.id) == [first, second]
-            assert await tx.turns.chain(tenant, first.id) == [first]
+            bare = replace(first, logprobs=None)
+            assert await tx.turns.chain(tenant, second.id) == [bare, second]
+            assert await tx.turns.chain(tenant, first.id) == [bare]
             assert await tx.turns.numbered(tenant, second.id, 1) == first
             assert await tx.turns.numbered(tenant, first.id, 2) is None
             assert await tx.turns.number_of(tenant, second.id, first.id) == 1
@@ -129,7 +152,13 @@ class TestTurns:
 
         assert await delete(a.id, four.id) == [3]
         async with catalog.reading() as tx:
-            assert await tx.turns.chain(tenant, five.id) == [one, two, five]
+            bare = [replace(turn, logprobs=None) for turn in (one, two, five)]
+            assert await tx.turns.chain(tenant, five.id) == bare
+            assert await tx.turns.chain(tenant, five.id, last=2) == bare[1:]
+            assert await tx.turns.chain(tenant, five.id, last=1) == bare[2:]
+            ids = await tx.turns.token_ids(tenant, five.id)
+            assert ids == one.tokens + two.tokens + five.tokens
+            assert await tx.turns.token_ids(TenantId("ten_x"), five.id) == array("I")
         assert await delete(b.id, five.id) == [1]
         assert await delete(c.id, one.id) == [0]
 
