@@ -99,7 +99,7 @@ turns = Table(
 
 # Of the log not all is durable that can be; its last token has no KV, see `core.durable_pages`.
 # In SQL's own words: a partial index is found by them.
-BEHIND = text("state = 'active' AND durable_position < (tokens - 1) / page_tokens * page_tokens")
+BEHIND = text("durable_position < (tokens - 1) / page_tokens * page_tokens")
 
 sessions = Table(
     "sessions",
@@ -142,7 +142,14 @@ sessions = Table(
     Index("ix_sessions_project_id_created_at", "project_id", "created_at", "id"),
     Index("ix_sessions_state_updated_at", "state", "updated_at"),
     # A gateway that starts looks for these among a million others.
-    Index("ix_sessions_behind", "updated_at", "id", sqlite_where=BEHIND, postgresql_where=BEHIND),
+    Index(
+        "ix_sessions_behind",
+        "state",
+        "updated_at",
+        "id",
+        sqlite_where=BEHIND,
+        postgresql_where=BEHIND,
+    ),
 )
 
 leases = Table(

@@ -13,11 +13,11 @@ branch_labels = None
 depends_on = None
 
 _INDEX = "ix_sessions_behind"
-_BEHIND = "state = 'active' AND durable_position < (tokens - 1) / page_tokens * page_tokens"
+_BEHIND = "durable_position < (tokens - 1) / page_tokens * page_tokens"
 
 
 def upgrade() -> None:
-    online.create_index(_INDEX, "sessions", ["updated_at", "id"], where=_BEHIND)
+    online.create_index(_INDEX, "sessions", ["state", "updated_at", "id"], where=_BEHIND)
 
 
 def downgrade() -> None:
