@@ -1,14 +1,15 @@
-"""Prints the table of a run from its raw output, which lies beside it: `python table.py`."""
+"""Prints the table of a run from its raw output, which lies beside it or where told: `python table.py [DIRECTORY]`."""
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 from resume import recompute_on_paper
 
-HERE = Path(__file__).parent
+HERE = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
 ARMS = (
     ("recompute", "ours", "recompute"),
     ("HBM", "ours", "hbm"),
