@@ -1,4 +1,4 @@
-"""Prints the table of a run from its raw output, which lies beside it or where told: `python table.py [DIRECTORY]`."""
+"""Prints the table of a run from its raw output: `python table.py [DIRECTORY]`."""
 
 from __future__ import annotations
 
