@@ -18,7 +18,8 @@ import uvloop
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from agentmem.administration.services import Administration
+from agentmem.administration.oidc import OidcSettings
+from agentmem.administration.services import Administration, SignInSettings
 from agentmem.api.application import create_application
 from agentmem.api.auth import Authenticator
 from agentmem.api.sse import SEND_SECONDS_MAX
@@ -28,6 +29,7 @@ from agentmem.config import Settings
 from agentmem.engine.base import Engine
 from agentmem.errors import ConfigurationInvalid, WorkerUnavailable
 from agentmem.router.registry import EngineFactory, Router
+from agentmem.secretfile import read_secret_text
 from agentmem.sessions.context import Context
 from agentmem.sessions.limits import Limits
 from agentmem.sessions.nodestate import NodeState
@@ -91,7 +93,7 @@ def build_app(
     context = Context(catalog, router, pages, secrets, _limits(settings), metrics, make_owner())
     service = SessionsService(context)
     node = NodeState(pages, metrics.registry)
-    administration = Administration(catalog, secrets)
+    administration = Administration(catalog, secrets, _sign_in_settings(settings))
     gateway = Gateway(settings, catalog, router, pages, service, metrics, node, administration)
 
     @asynccontextmanager
@@ -262,6 +264,24 @@ def _limits(settings: Settings) -> Limits:
         model_aliases=tuple(part.strip() for part in settings.model_aliases.split(",") if part),
         retry_grace_seconds=settings.retry_grace_seconds,
         disk_encrypted=settings.disk_encrypted,
+    )
+
+
+def _sign_in_settings(settings: Settings) -> SignInSettings:
+    url, oidc = settings.operators_url, None
+    if settings.oidc_issuer:
+        secret = settings.oidc_client_secret_file
+        oidc = OidcSettings(
+            issuer=settings.oidc_issuer,
+            client_id=settings.oidc_client_id,
+            redirect_url=f"{url}/v1/admin/oidc/callback",
+            client_secret=read_secret_text(Path(secret)) if secret else "",
+        )
+    return SignInSettings(
+        url=url,
+        idle_seconds=settings.operator_idle_seconds,
+        seconds_max=settings.operator_session_seconds,
+        oidc=oidc,
     )
 
 

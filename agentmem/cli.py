@@ -13,6 +13,7 @@ from agentmem import __version__
 from agentmem.cli_plans import plan
 from agentmem.commands.audit import audit
 from agentmem.commands.keys import key
+from agentmem.commands.operators import operator
 from agentmem.commands.options import DataDir
 from agentmem.commands.options import settings as _settings
 from agentmem.commands.tenants import project, tenant
@@ -25,7 +26,7 @@ objects = App(name="objects", help="What nodes have put into the object store.")
 cli.command(objects)
 cli.command(plan)
 cli.command(bench)
-for group in (tenant, project, key, audit):
+for group in (tenant, project, key, operator, audit):
     cli.command(group)
 
 

@@ -158,6 +158,22 @@ class Settings(BaseSettings):
     shutdown_seconds_max: float = Field(
         30.0, gt=0, description="How long running turns may take to finish at a shutdown."
     )
+    public_url: str = Field(
+        "", description="URL that operators' browsers reach the gateway by; empty: its address."
+    )
+    operator_idle_seconds: float = Field(
+        3_600.0, gt=0, description="Idle time after which an operator's browser is signed out."
+    )
+    operator_session_seconds: float = Field(
+        43_200.0, gt=0, description="Longest that an operator's browser stays signed in."
+    )
+    oidc_issuer: str = Field(
+        "", description="Provider of operators' identities (OpenID Connect); empty: passwords only."
+    )
+    oidc_client_id: str = Field("", description="Who the gateway is to that provider.")
+    oidc_client_secret_file: str = Field(
+        "", description="File (mode 0600) with the client's secret; empty: a public client."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Log level."
     )
@@ -166,6 +182,11 @@ class Settings(BaseSettings):
     def catalog_url(self) -> str:
         """SQLAlchemy URL of the catalog."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'catalog.db'}"
+
+    @property
+    def operators_url(self) -> str:
+        """URL that operators' browsers reach the gateway by, without a slash at its end."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
 
     @property
     def run_dir(self) -> Path:

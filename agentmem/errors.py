@@ -7,6 +7,7 @@ AgentmemError
 ├── AuthenticationFailed
 ├── PermissionDenied        known, but not allowed to do this
 │   ├── ScopeMissing        the API key lacks a scope
+│   ├── RoleMissing         the operator's role does not take it in
 │   └── TenantSuspended     nothing is answered to this tenant's keys
 ├── TooManyAttempts         wrong credentials too often; later again
 ├── NotFound                no such thing, or not this tenant's
@@ -19,6 +20,7 @@ AgentmemError
 ├── LeaseLost               a lease was fenced off by a newer generation
 ├── WorkerUnavailable       no worker is ready
 │   └── EngineFailed        the worker died or answered with an error mid-turn
+├── ProviderUnavailable     the provider of operators' identities does not answer as it should
 ├── CatalogUnavailable      the database did not answer, or could not write
 │   └── CatalogConflict     it undid a transaction in favour of another one
 ├── NotDurable              pages were missing when the deadline came
@@ -106,6 +108,14 @@ class ScopeMissing(PermissionDenied):
             hint="Use a key that has it, or have one made.",
         )
         self.scope = scope
+
+
+class RoleMissing(PermissionDenied):
+    """The operator's role does not take in what the route does."""
+
+    def __init__(self, role: str, needed: tuple[str, ...]) -> None:
+        super().__init__(f"Your role is {role!r}; this takes {' or '.join(needed)}.")
+        self.role = role
 
 
 class TenantSuspended(PermissionDenied):
@@ -228,6 +238,13 @@ class WorkerUnavailable(AgentmemError):
 
 class EngineFailed(WorkerUnavailable):
     """The worker died or answered with an error while the turn ran; the log is where it was."""
+
+
+class ProviderUnavailable(AgentmemError):
+    """The provider of operators' identities (OIDC) does not answer as it should."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The provider of identities cannot be used now: {why}.")
 
 
 class CatalogUnavailable(AgentmemError):

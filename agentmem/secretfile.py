@@ -27,15 +27,34 @@ def load_secret(path: Path) -> bytes:
         ) from error
 
 
-def _load(path: Path) -> bytes:
-    if not path.exists():
-        _create(path)
+def read_secret_text(path: Path) -> str:
+    """A secret that somebody else gave us, on one line of a file of its own.
+
+    Raises ConfigurationInvalid when the file cannot be read, is readable by others, or has none.
+    """
+    try:
+        _check_mode(path)
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationInvalid(f"The secret file {path} cannot be read: {error}.") from error
+    if not secret or "\n" in secret:
+        raise ConfigurationInvalid(f"The secret file {path} does not have a secret on one line.")
+    return secret
+
+
+def _check_mode(path: Path) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise ConfigurationInvalid(
             f"The secret file {path} is open to others (mode {mode:04o}).",
             hint=f"Run: chmod 600 {path}",
         )
+
+
+def _load(path: Path) -> bytes:
+    if not path.exists():
+        _create(path)
+    _check_mode(path)
     content = path.read_bytes()
     if len(content) != SECRET_BYTES:
         raise ConfigurationInvalid(

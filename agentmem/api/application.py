@@ -10,6 +10,7 @@ from fastapi.security import HTTPBearer
 
 from agentmem import __version__
 from agentmem.administration.services import Administration
+from agentmem.api.admin_people import people_routers
 from agentmem.api.auth import AuthenticationMiddleware, Authenticator
 from agentmem.api.chat.routes import chat_router
 from agentmem.api.contexts import contexts_router
@@ -18,6 +19,7 @@ from agentmem.api.errors import install_error_handlers
 from agentmem.api.health import Check, health_router
 from agentmem.api.middleware import BodyMiddleware, EdgeMiddleware
 from agentmem.api.models import models_router
+from agentmem.api.operators import Cookies, OperatorMiddleware
 from agentmem.api.responses.routes import responses_router
 from agentmem.api.scopes import check_scope
 from agentmem.api.sessions import sessions_router
@@ -31,7 +33,8 @@ from agentmem.telemetry import Metrics
 _DESCRIPTION = """
 Sessions whose KV cache survives: an agent's conversation hibernates, and comes back bit-exact.
 
-Send `Authorization: Bearer am_...` with every request below `/v1`. Every error has the shape
+Send `Authorization: Bearer am_...` with every request below `/v1`; what is below `/v1/admin` is for
+the provider's operators, who sign in or send `Bearer amo_...`. Every error has the shape
 `{"error": {"message", "type", "param", "code"}}`, every reply an `x-request-id`.
 """
 
@@ -77,11 +80,19 @@ def create_application(
     ]
     for router in routers:
         app.include_router(router, dependencies=documented)
+    cookies = Cookies(administration.settings.url)
+    admin_routers = people_routers(
+        administration.operators, administration.sign_ins, administration.oidc, cookies
+    )
+    bearer = HTTPBearer(auto_error=False, scheme_name="Operator", description="amo_...")
+    for router in admin_routers:
+        app.include_router(router, dependencies=[Depends(bearer)])
     operations = health_router(metrics, checks, node)
     app.include_router(operations)
-    install_error_handlers(app, [*routers, operations])
+    install_error_handlers(app, [*routers, *admin_routers, operations])
     # The last one added is the outermost: ids for all replies, then keys, then bodies.
     app.add_middleware(BodyMiddleware, bytes_max=request_bytes_max, seconds_max=request_seconds_max)
+    app.add_middleware(OperatorMiddleware, sign_ins=administration.sign_ins, cookies=cookies)
     app.add_middleware(AuthenticationMiddleware, authenticator=authenticator)
     app.add_middleware(EdgeMiddleware, metrics=metrics)
     return app

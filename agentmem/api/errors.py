@@ -27,6 +27,8 @@ from agentmem.errors import (
     NotDurable,
     NotFound,
     PermissionDenied,
+    ProviderUnavailable,
+    RoleMissing,
     ScopeMissing,
     SessionBusy,
     TenantSuspended,
@@ -69,6 +71,7 @@ _KINDS: tuple[tuple[type[AgentmemError], _Kind], ...] = (
     (InvalidRequest, _Kind(400, _INVALID, "invalid_value")),
     (AuthenticationFailed, _Kind(401, "authentication_error", "invalid_api_key")),
     (ScopeMissing, _Kind(403, _PERMISSION, "scope_missing")),
+    (RoleMissing, _Kind(403, _PERMISSION, "role_missing")),
     (TenantSuspended, _Kind(403, _PERMISSION, "tenant_suspended")),
     (PermissionDenied, _Kind(403, _PERMISSION, "permission_denied")),
     (TooManyAttempts, _Kind(429, "rate_limit_error", "too_many_attempts", 1.0)),
@@ -81,6 +84,7 @@ _KINDS: tuple[tuple[type[AgentmemError], _Kind], ...] = (
     (EngineFailed, _Kind(503, _UNAVAILABLE, "engine_failed", 5.0, True)),
     (WorkerUnavailable, _Kind(503, _UNAVAILABLE, "no_worker_ready", 5.0, True)),
     (NodeUnavailable, _Kind(503, _UNAVAILABLE, "node_unavailable", 2.0, True)),
+    (ProviderUnavailable, _Kind(503, _UNAVAILABLE, "provider_unavailable", 5.0, True)),
     (CatalogUnavailable, _Kind(503, _UNAVAILABLE, "catalog_unavailable", 2.0, True)),
 )
 _INTERNAL = _Kind(500, "server_error", "internal_error", None, True)

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from agentmem.catalog.attempts import Attempts
 from agentmem.catalog.audit import Audit
 from agentmem.catalog.contexts import Contexts
 from agentmem.catalog.counters import Counters
@@ -33,6 +34,7 @@ from agentmem.catalog.keys import Keys
 from agentmem.catalog.lapsing import Lapsing
 from agentmem.catalog.leases import Leases
 from agentmem.catalog.migrating import READ, migrate, schema_state_of
+from agentmem.catalog.operators import Operators
 from agentmem.catalog.plans import Plans
 from agentmem.catalog.projects import Projects
 from agentmem.catalog.responses import Responses
@@ -81,6 +83,8 @@ class Transaction:
         self.counters = Counters(connection)
         self.slots = Slots(connection)
         self.audit = Audit(connection)
+        self.operators = Operators(connection)
+        self.attempts = Attempts(connection)
 
 
 class Catalog:

@@ -168,6 +168,33 @@ def test_keys_and_the_audit_log_of_them(tmp_path: Path) -> None:
     assert other.returncode == 1
 
 
+def test_operators(tmp_path: Path) -> None:
+    data = ["--data-dir", str(tmp_path / "data")]
+    run("migrate", *data)
+    create = ["operator", "create", "ada@example.com", "--role", "owner", "--password-stdin"]
+    made = subprocess.run(
+        agentmem(*create, *data),
+        input="long enough a password\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.stdout.startswith("opr_"), made.stderr
+    run("operator", "create", "bob@example.com", "--role", "viewer", "--oidc", *data)
+    run("operator", "set", "bob@example.com", "--role", "billing", "--disabled", *data)
+    listed = run("operator", "list", *data).stdout.splitlines()[1:]
+    assert [line.split()[1:] for line in listed] == [
+        ["owner", "active", "password", "-", "ada@example.com"],
+        ["billing", "disabled", "-", "-", "bob@example.com"],
+    ]
+    token = run("operator", "token", "ada@example.com", "--expires-in", "1h", *data).stdout
+    assert token.startswith("amo_")
+    shown = run("operator", "tokens", "ada@example.com", *data).stdout.splitlines()[1]
+    ended = run("operator", "tokens", "ada@example.com", "--revoke", shown.split()[0], *data)
+    assert ended.stdout.splitlines()[1].split()[3] != "-"
+    assert run("audit", "verify", *data).returncode == 0
+
+
 def test_a_model_that_cannot_be_served_is_refused_in_a_sentence(tmp_path: Path) -> None:
     model = tmp_path / "windowed"
     model.mkdir()
