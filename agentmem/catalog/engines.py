@@ -152,7 +152,6 @@ def _prepare_sqlite(engine: AsyncEngine, synchronous: str) -> None:
         # deferred one that turns into a writer fails with "database is locked" without waiting.
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute(f"PRAGMA synchronous={synchronous}")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()

@@ -12,11 +12,15 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_BUSY_SECONDS_MAX = 30.0
+_BUSY_PAUSE_SECONDS = 0.01
 _Work = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 
@@ -43,7 +47,7 @@ class SqliteConnection:
         # Used by its thread alone, but closed by whoever collects it.
         options |= {"check_same_thread": False, "isolation_level": None}
         try:
-            made._connection = await made.run(lambda: sqlite3.connect(database, **options))
+            made._connection = await made.run(lambda: _connect(database, options))
         except BaseException:
             made.stop()
             raise
@@ -180,6 +184,22 @@ class SqliteCursor:
         self.description = cursor.description
         self.rowcount, self.lastrowid = cursor.rowcount, cursor.lastrowid
         cursor.close()
+
+
+def _connect(database: str, options: dict[str, Any]) -> sqlite3.Connection:
+    """Connects, with the log written ahead. Raises sqlite3.OperationalError."""
+    connection: sqlite3.Connection = sqlite3.connect(database, **options)
+    deadline = time.monotonic() + _BUSY_SECONDS_MAX
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return connection
+        except sqlite3.OperationalError as error:
+            # Of several that make a new database so, SQLite lets one wait for no other.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                connection.close()
+                raise
+            time.sleep(_BUSY_PAUSE_SECONDS)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agentmem.app import create_tenant, migrate_catalog
+from agentmem.administer import create_tenant
+from agentmem.app import migrate_catalog
 from agentmem.cli import cli
 from agentmem.config import Settings
 from agentmem.errors import InvalidRequest
