@@ -174,8 +174,12 @@ async def running_gateway(
     )
     app = build_app(settings, engine_factory=worker.engine_for, pages=worker.pages)
     gateway: Gateway = app.state.gateway
-    async with worker.running(gateway.catalog), _served(app) as url:
-        yield RunningGateway(url, gateway, worker)
+    try:
+        async with worker.running(gateway.catalog), _served(app) as url:
+            yield RunningGateway(url, gateway, worker)
+    finally:
+        # The worker signs off after the gateway closed it, which opens a connection again.
+        await gateway.catalog.aclose()
 
 
 @asynccontextmanager
