@@ -19,6 +19,7 @@ from agentmem.api.errors import install_error_handlers
 from agentmem.api.health import Check, health_router
 from agentmem.api.middleware import BodyMiddleware, EdgeMiddleware
 from agentmem.api.models import models_router
+from agentmem.api.objects import ErrorObject
 from agentmem.api.operators import Cookies, OperatorMiddleware
 from agentmem.api.responses.routes import responses_router
 from agentmem.api.scopes import check_scope
@@ -30,6 +31,7 @@ from agentmem.sessions.responses import ResponsesService
 from agentmem.sessions.service import SessionsService
 from agentmem.telemetry import Metrics
 
+_SLOWED = "Too much was asked in too short a time; see Retry-After."
 _DESCRIPTION = """
 Sessions whose KV cache survives: an agent's conversation hibernates, and comes back bit-exact.
 
@@ -61,6 +63,7 @@ def create_application(
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        responses={429: {"model": ErrorObject, "description": _SLOWED}},
     )
     # The first is for the document only: the middleware has checked the key already.
     documented = [

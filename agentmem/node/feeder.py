@@ -27,7 +27,6 @@ _WAITED_FOR_SECONDS = 0.02
 _LET_GO_SECONDS = 0.5
 _STOP_SECONDS = 1.0
 _SPOOL_SHARE = 8
-_AHEAD_SHARE = 2
 _SPOOL_BYTES_MAX = 2 << 30
 _CLEAN_SLOTS = 8
 
@@ -99,7 +98,7 @@ class Feeder:
     def note_taken(self) -> None:
         """Slots were taken: asks for more when few are left."""
         free, total, _ = self._spool.counts()
-        if not total or self._lacking(free, total) > 0:
+        if free < self._enough(total) or not total:
             self._wanted.set()
 
     def wake(self) -> None:
@@ -178,7 +177,7 @@ class Feeder:
         self._tidy()
         if self._budget_slots is None:
             budget_bytes = self._client.stats(timeout_seconds=_PING_SECONDS)["dram_budget_bytes"]
-            self._budget_slots = budget_bytes // self._slot_bytes
+            self._budget_slots = budget_bytes // _SPOOL_SHARE // self._slot_bytes
         wanted = self._client.wanted(timeout_seconds=_PING_SECONDS)
         # What was let go of stays so: the agent may have it though its reply was lost.
         for name in {*wanted, *self._spool.closing()}:
@@ -186,14 +185,13 @@ class Feeder:
         free, total, unacknowledged = self._spool.counts()
         if unacknowledged:
             self.announce(self._client, timeout_seconds=_ANNOUNCE_SECONDS)
-        lacking = self._lacking(free, total)
-        if lacking > 0:
+        enough = self._enough(total)
+        if free < enough:
             free = self._spool.rescan()
-            lacking = self._lacking(free, total)
         self._clean()
-        if lacking <= 0 and not (self._spool.waiters and free == 0):
+        if free >= enough and not (self._spool.waiters and free == 0):
             return _IDLE_SECONDS
-        return self._ask_for_slots(max(1, lacking))
+        return self._ask_for_slots(enough - free)
 
     def _ping(self) -> None:
         """Ends the silence, if the agent answers. Raises NodeUnavailable."""
@@ -227,19 +225,17 @@ class Feeder:
             self._granted_out = True
             self._count("slabs_given_back", 1)
 
-    def _lacking(self, free: int, total: int) -> int:
-        """Slots to ask for; none are lacking at 0 or below.
+    def _enough(self, total_slots: int) -> int:
+        """Free slots that need no more to be asked for.
 
-        A long prompt's pages come all at once, faster than slabs are made while the engine's own
-        threads are busy: half of the dram tier is made ready before they come. Of that an eighth
-        (up to 2 GiB) is kept free, in the end by evicting.
+        A long prompt's pages come all at once, faster than slabs are made: an eighth of the dram
+        tier (up to 2 GiB) is kept ready for them.
         """
-        budget_slots = self._budget_slots or 0
-        spare = min(budget_slots // _SPOOL_SHARE, _SPOOL_BYTES_MAX // self._slot_bytes)
+        spare = min(self._budget_slots or 0, _SPOOL_BYTES_MAX // self._slot_bytes)
         enough = max(self._spool_slots_min, spare)
-        if self._granted_out:
-            return max(1, min(enough, total // 2)) - free
-        return max(enough - free, budget_slots // _AHEAD_SHARE - total)
+        if not self._granted_out:
+            return enough
+        return max(1, min(enough, total_slots // 2))
 
     def _ask_for_slots(self, missing: int) -> float:
         granted = self._client.grant(
