@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from agentmem import __version__
-from agentmem.cli_plans import plan
 from agentmem.commands.audit import audit
 from agentmem.commands.keys import key
 from agentmem.commands.operators import operator
 from agentmem.commands.options import DataDir
 from agentmem.commands.options import settings as _settings
+from agentmem.commands.plans import plan
 from agentmem.commands.tenants import project, tenant
 from agentmem.errors import AgentmemError
 from agentmem.lifeline import PARENT_VARIABLE, die_with_parent

@@ -13,6 +13,7 @@ from agentmem.api import objects
 from agentmem.api.auth import current_caller
 from agentmem.api.chat.messages import conversation
 from agentmem.api.chat.tools import toolbox
+from agentmem.api.errors import documented
 from agentmem.api.schemas import ContextCreateBody
 from agentmem.api.sessions import After, Limit, Order, Tenant, cursor
 from agentmem.plans.classes import RetentionName
@@ -79,10 +80,7 @@ def contexts_router(service: SessionsService) -> APIRouter:
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {"model": objects.ErrorObject, "description": _ERROR_TEXTS[status]}
-        for status in (400, 401, *statuses)
-    }
+    return documented(_ERROR_TEXTS, 400, 401, *statuses)
 
 
 def _add_create(router: APIRouter, service: SessionsService) -> None:

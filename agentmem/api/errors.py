@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from agentmem.api.objects import ErrorObject
 from agentmem.errors import (
     AgentmemError,
     AuthenticationFailed,
@@ -272,3 +273,8 @@ def _path(location: Sequence[int | str]) -> str:
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path[:_PARAM_CHARACTERS_MAX]
+
+
+def documented(texts: Mapping[int, str], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the document: which errors an operation answers with, in a surface's words."""
+    return {s: {"model": ErrorObject, "description": texts[s]} for s in statuses}

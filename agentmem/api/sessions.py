@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from agentmem.api import objects
 from agentmem.api.auth import current_caller, current_tenant
+from agentmem.api.errors import documented
 from agentmem.api.retries import retry_key
 from agentmem.api.schemas import HibernateBody, SessionCreateBody, SessionForkBody, TurnCreateBody
 from agentmem.api.sse import STREAM_CONTENT
@@ -35,10 +36,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         413: "The body is too large.",
         503: "No worker is ready, or it failed; see Retry-After.",
     }
-    return {
-        status: {"model": objects.ErrorObject, "description": texts[status]}
-        for status in (400, 401, *statuses)
-    }
+    return documented(texts, 400, 401, *statuses)
 
 
 CurrentCaller = Annotated[Caller, Depends(current_caller)]

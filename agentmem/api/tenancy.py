@@ -21,8 +21,8 @@ from agentmem.administration.keys import (
 )
 from agentmem.administration.scopes import SCOPES
 from agentmem.administration.tenants import TenantsService
-from agentmem.api import objects
 from agentmem.api.auth import current_caller
+from agentmem.api.errors import documented
 from agentmem.api.fields import Body, Text
 from agentmem.api.objects import list_object
 from agentmem.catalog.ids import default_project
@@ -161,10 +161,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         429: "Too many wrong credentials; see Retry-After.",
         503: "The catalog does not answer; see Retry-After.",
     }
-    return {
-        status: {"model": objects.ErrorObject, "description": texts[status]}
-        for status in (400, 401, 403, *statuses)
-    }
+    return documented(texts, 400, 401, 403, *statuses)
 
 
 def tenancy_router(keys: KeysService, tenants: TenantsService) -> APIRouter:

@@ -21,8 +21,7 @@ from agentmem.api.chat.objects import (
 from agentmem.api.chat.schemas import ChatBody
 from agentmem.api.chat.stored import StoredCompletions
 from agentmem.api.chat.stream import StreamPlan, completion_events
-from agentmem.api.errors import UNSUPPORTED
-from agentmem.api.objects import ErrorObject
+from agentmem.api.errors import UNSUPPORTED, documented
 from agentmem.api.retries import retry_key
 from agentmem.api.sse import STREAM_CONTENT, EventStream
 from agentmem.api.usage import CACHE_HEADER, cache_header
@@ -60,10 +59,7 @@ def chat_router(service: SessionsService) -> APIRouter:
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {"model": ErrorObject, "description": _ERROR_TEXTS[status]}
-        for status in (400, 401, *statuses)
-    }
+    return documented(_ERROR_TEXTS, 400, 401, *statuses)
 
 
 def _add_create(router: APIRouter, service: SessionsService) -> None:

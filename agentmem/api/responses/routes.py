@@ -9,8 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from agentmem.api.auth import current_caller, current_tenant
-from agentmem.api.errors import UNSUPPORTED
-from agentmem.api.objects import ErrorObject
+from agentmem.api.errors import UNSUPPORTED, documented
 from agentmem.api.responses import objects
 from agentmem.api.responses.following import (
     Follower,
@@ -78,10 +77,7 @@ def responses_router(service: SessionsService, responses: ResponsesService) -> A
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For the document: which errors an operation answers with."""
-    return {
-        status: {"model": ErrorObject, "description": _ERROR_TEXTS[status]}
-        for status in (400, 401, *statuses)
-    }
+    return documented(_ERROR_TEXTS, 400, 401, *statuses)
 
 
 def _add_create(router: APIRouter, service: SessionsService, responses: ResponsesService) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from agentmem.config import Settings
+from agentmem.commands.options import DataDir, settings
 from agentmem.errors import InvalidRequest
 from agentmem.plans.definition import as_data
 from agentmem.plans.operators import (
@@ -23,7 +23,6 @@ from agentmem.plans.operators import (
 
 plan = App(name="plan", help="What tenants pay for: classes, limits, lapse (docs/plans.md).")
 
-DataDir = Annotated[Path | None, Parameter(help="Where everything durable lives.")]
 _FILE_BYTES_MAX = 1 << 20
 
 
@@ -37,7 +36,7 @@ def plan_create(name: str, file: Path, /, *, data_dir: DataDir = None) -> None:
 
     data = _read(file)
     made, changes = in_catalog(
-        _settings(data_dir), lambda catalog: create_plan(catalog, name, data)
+        settings(data_dir=data_dir), lambda catalog: create_plan(catalog, name, data)
     )
     print(f"{made.name}@{made.version}  {made.id}")
     _print_changes(changes)
@@ -48,7 +47,7 @@ def plan_list(*, data_dir: DataDir = None) -> None:
     """List all plans and their versions."""
     from agentmem.app import in_catalog
 
-    for one in in_catalog(_settings(data_dir), list_plans):
+    for one in in_catalog(settings(data_dir=data_dir), list_plans):
         print(f"{one.name}@{one.version}  {one.id or 'built in'}")
 
 
@@ -63,11 +62,11 @@ def plan_show(
     """Print a plan (NAME, or NAME@VERSION) as JSON, or what a tenant has with its overrides."""
     from agentmem.app import in_catalog
 
-    settings = _settings(data_dir)
+    chosen = settings(data_dir=data_dir)
     if bool(name) == bool(tenant):
         raise InvalidRequest("Name a plan, or a tenant with --tenant.")
     if tenant:
-        _, has = in_catalog(settings, lambda catalog: plan_of_tenant(catalog, tenant))
+        _, has = in_catalog(chosen, lambda catalog: plan_of_tenant(catalog, tenant))
         shown = {
             "plan": f"{has.name}@{has.version}",
             "state": has.state,
@@ -75,7 +74,7 @@ def plan_show(
             **as_data(has.definition),
         }
     else:
-        found = in_catalog(settings, lambda catalog: show_plan(catalog, name))
+        found = in_catalog(chosen, lambda catalog: show_plan(catalog, name))
         shown = {"plan": f"{found.name}@{found.version}", **as_data(found.definition)}
     print(jsonlib.dumps(shown, indent=2))
 
@@ -102,15 +101,11 @@ def plan_set(
 
     given = {} if no_overrides else None if overrides is None else _read(overrides)
     done = in_catalog(
-        _settings(data_dir),
+        settings(data_dir=data_dir),
         lambda catalog: assign_plan(catalog, tenant, name, overrides=given, dry_run=dry_run),
     )
     print("would change:" if dry_run else f"{tenant} has {done.plan.name}@{done.plan.version}")
     _print_changes(done.changes)
-
-
-def _settings(data_dir: Path | None) -> Settings:
-    return Settings() if data_dir is None else Settings(data_dir=data_dir)
 
 
 def _read(path: Path) -> dict[str, Any]:
